@@ -1,0 +1,268 @@
+"""A whole run as frozen, keyword-only dataclasses, each checked when it is made; `config_io` reads them from YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nemo_xtoken.errors import ConfigError
+
+LossMode = Literal["p_kl", "h_kl", "gold", "uld", "strict_top_k", "same_tokenizer"]
+Merge = Literal["mean", "first", "last"]
+Direction = Literal["forward", "reverse"]
+Balance = Literal["dynamic", "micro_batch", "fixed"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """How the chunk distributions of one teacher and the student are compared (X-Token, arXiv 2605.21699).
+
+    mode              p_kl where critical tokens lie outside the common set, h_kl where they lie inside: see the audit
+    merge             how the predictors of a chunk become one distribution
+    direction         forward is KL(teacher || student)
+    temperature       of both softmaxes; the loss carries its square
+    teacher_top_k     P-KL: only the columns with the largest teacher logit in the micro batch; None is all, exact
+    hybrid_threshold  H-KL: least weight W[s, t] for which (s, t) joins the common set
+    sorted_cap        GOLD, H-KL, ULD: most entries of the sorted L1
+    block_rows        rows of logits held at a time; memory grows with it, the result does not depend on it
+    """
+
+    mode: LossMode = "p_kl"
+    merge: Merge = "mean"
+    direction: Direction = "forward"
+    temperature: float = 1.0
+    teacher_top_k: int | None = None
+    hybrid_threshold: float = 0.6
+    sorted_cap: int = 8192
+    block_rows: int = 512
+
+    def __post_init__(self) -> None:
+        _require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
+        _require(
+            self.teacher_top_k is None or self.teacher_top_k > 0,
+            f"teacher_top_k must be null or positive, got {self.teacher_top_k}",
+        )
+        _require(0 < self.hybrid_threshold <= 1, f"hybrid_threshold must lie in (0, 1], got {self.hybrid_threshold}")
+        _require(self.sorted_cap > 0, f"sorted_cap must be positive, got {self.sorted_cap}")
+        _require(self.block_rows > 0, f"block_rows must be positive, got {self.block_rows}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalanceConfig:
+    """How L_KD and L_CE become one loss.
+
+    mode       dynamic: sg(L_CE / L_KD)·L_KD + L_CE with the ratio of the global step before; micro_batch: the ratio of
+               each micro batch, as the paper's authors do; fixed: kd_weight·L_KD + ce_weight·L_CE
+    max_ratio  the ratio's ceiling, which keeps it finite as L_KD goes to zero
+    """
+
+    mode: Balance = "dynamic"
+    kd_weight: float = 1.0
+    ce_weight: float = 1.0
+    max_ratio: float = 1000.0
+
+    def __post_init__(self) -> None:
+        _require(
+            min(self.kd_weight, self.ce_weight) >= 0,
+            f"loss weights must not be negative, got {self.kd_weight} and {self.ce_weight}",
+        )
+        _require(self.max_ratio > 0, f"max_ratio must be positive, got {self.max_ratio}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A Megatron-core GPT. Names are TransformerConfig's.
+
+    vocab_size  rows of the head before padding; null takes the tokenizer's size from the prepared data
+    make_vocab_size_divisible_by  the head is padded to a multiple of this times the tensor parallel size
+    """
+
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int | None = None
+    ffn_hidden_size: int | None = None
+    vocab_size: int | None = None
+    make_vocab_size_divisible_by: int = 8
+    normalization: Literal["LayerNorm", "RMSNorm"] = "RMSNorm"
+    activation: Literal["gelu", "swiglu"] = "swiglu"
+    rotary_base: int = 10000
+    share_embeddings_and_output_weights: bool = False
+    init_method_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "hidden_size", "num_attention_heads", "make_vocab_size_divisible_by", "rotary_base"):
+            _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        heads, groups = self.num_attention_heads, self.num_query_groups or self.num_attention_heads
+        _require(
+            self.hidden_size % heads == 0,
+            f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {heads}",
+        )
+        _require(heads % groups == 0, f"num_attention_heads {heads} is not divisible by num_query_groups {groups}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """A frozen teacher on the student's ranks.
+
+    checkpoint  the run directory of the teacher's own training, or one checkpoint in it
+    projection  the file of W for this pair of tokenizers
+    weight      alpha of this teacher where there are several
+    """
+
+    name: str = "teacher"
+    model: ModelConfig
+    checkpoint: str
+    projection: str
+    loss: LossConfig = field(default_factory=LossConfig)
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.weight > 0, f"teacher {self.name!r}: weight must be positive, got {self.weight}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Prepared data (`nemo-xtoken data prepare`) and how it is packed. Lengths in tokens."""
+
+    path: str
+    student_sequence_length: int
+    teacher_sequence_length: int
+    validation_path: str | None = None
+    seed: int = 1234
+    exact_chunks_only: bool = True
+
+    def __post_init__(self) -> None:
+        _require(
+            self.student_sequence_length > 1,
+            f"student_sequence_length must be at least 2, got {self.student_sequence_length}",
+        )
+        _require(
+            self.teacher_sequence_length > 1,
+            f"teacher_sequence_length must be at least 2, got {self.teacher_sequence_length}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """Megatron's layout of the student. world size = tensor x pipeline x context x data."""
+
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    context_parallel_size: int = 1
+    data_parallel_size: int = 1
+    sequence_parallel: bool = False
+    use_distributed_optimizer: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (
+            "tensor_model_parallel_size",
+            "pipeline_model_parallel_size",
+            "context_parallel_size",
+            "data_parallel_size",
+        ):
+            _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        _require(
+            not self.sequence_parallel or self.tensor_model_parallel_size > 1,
+            "sequence_parallel needs tensor_model_parallel_size > 1",
+        )
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks of the run."""
+        return (
+            self.tensor_model_parallel_size
+            * self.pipeline_model_parallel_size
+            * self.context_parallel_size
+            * self.data_parallel_size
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and decay, megatron-core's, which takes apex's or TE's fused Adam where present."""
+
+    lr: float
+    min_lr: float = 0.0
+    weight_decay: float = 0.1
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.98
+    adam_eps: float = 1e-8
+    clip_grad: float = 1.0
+    lr_warmup_steps: int = 0
+    lr_decay_style: Literal["constant", "linear", "cosine"] = "cosine"
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"lr must be positive, got {self.lr}")
+        _require(0 <= self.min_lr <= self.lr, f"min_lr must lie between 0 and lr, got {self.min_lr}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Length of the run, its batches and what it writes. Intervals in steps; 0: never, or only at the end."""
+
+    steps: int
+    micro_batch_size: int
+    global_batch_size: int
+    seed: int = 1234
+    bf16: bool = False
+    log_interval: int = 1
+    checkpoint_interval: int = 100
+    keep_checkpoints: int = 2
+    validation_interval: int = 0
+    validation_batches: int = 8
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "micro_batch_size",
+            "global_batch_size",
+            "log_interval",
+            "keep_checkpoints",
+            "validation_batches",
+        ):
+            _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run. No teacher means cross-entropy alone."""
+
+    run_dir: str
+    student: ModelConfig
+    teachers: tuple[TeacherConfig, ...] = ()
+    data: DataConfig
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    device: Literal["cuda", "cpu"] = "cuda"
+
+    def __post_init__(self) -> None:
+        per_step = self.train.micro_batch_size * self.parallel.data_parallel_size
+        _require(
+            self.train.global_batch_size % per_step == 0,
+            f"global_batch_size {self.train.global_batch_size} is not divisible by "
+            f"micro_batch_size x data_parallel_size = {per_step}",
+        )
+        tp_size = self.parallel.tensor_model_parallel_size
+        for label, model in (("student", self.student), *((f"teacher {t.name!r}", t.model) for t in self.teachers)):
+            heads, groups = model.num_attention_heads, model.num_query_groups or model.num_attention_heads
+            _require(
+                heads % tp_size == 0,
+                f"{label}: {heads} attention heads are not divisible by tensor_model_parallel_size {tp_size}",
+            )
+            _require(
+                groups % tp_size == 0,
+                f"{label}: {groups} query groups are not divisible by tensor_model_parallel_size {tp_size}",
+            )
+
+    @property
+    def num_microbatches(self) -> int:
+        """Micro batches of one step on one data-parallel rank."""
+        return self.train.global_batch_size // (self.train.micro_batch_size * self.parallel.data_parallel_size)

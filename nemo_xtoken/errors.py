@@ -1,0 +1,33 @@
+"""Errors a user can meet. Each says what was expected, what was got and what to do; the CLI prints no traceback."""
+
+
+class XTokenError(Exception):
+    """Base of every error that is the user's to mend. The command line turns it into one line and exit code 1."""
+
+
+class ConfigError(XTokenError):
+    """A run config, an option or a combination of them is wrong (exit code 2)."""
+
+
+class TokenizerError(XTokenError):
+    """A tokenizer spec names nothing that can be loaded, or a file is not what its name says."""
+
+
+class AlignmentError(XTokenError):
+    """Two encodings do not describe the same text."""
+
+
+class ProjectionError(XTokenError):
+    """A projection file is damaged, of another schema, or of another tokenizer pair."""
+
+
+class DataError(XTokenError):
+    """Text or prepared data is missing, empty, damaged, or does not belong to this run."""
+
+
+class CheckpointError(XTokenError):
+    """A checkpoint is missing, incomplete or of another model."""
+
+
+class UnavailableError(XTokenError):
+    """This machine or installation lacks what a feature needs."""

@@ -1,0 +1,53 @@
+"""W as the losses use it: entries of a sparse matrix, and the teacher columns that it reaches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemo_xtoken.projection.matrix import ProjectionMatrix
+
+
+class Projection(Protocol):
+    """q = W^T p on the columns that are here."""
+
+    def project(self, student: Tensor) -> Tensor:
+        """[c, local student columns] -> [c, local teacher columns], differentiable."""
+        ...
+
+
+def scatter_columns(x: Tensor, rows: Tensor, columns: Tensor, weights: Tensor, num_columns: int) -> Tensor:
+    """y[:, columns[e]] += weights[e]·x[:, rows[e]] over all entries e: [c, in] -> [c, num_columns]."""
+    y = x.new_zeros(x.shape[0], num_columns)
+    return y.scatter_add(1, columns.expand(x.shape[0], -1), x.index_select(1, rows) * weights.to(x.dtype))
+
+
+@dataclass(frozen=True)
+class SparseProjection:
+    """W in coordinate form over the teacher columns that it reaches.
+
+    teacher_columns  [reached] int64, ascending teacher ids with at least one entry
+    rows, columns    [entries] int64, student id and index into teacher_columns
+    weights          [entries] float32
+    """
+
+    teacher_columns: Tensor
+    rows: Tensor
+    columns: Tensor
+    weights: Tensor
+
+    @classmethod
+    def from_matrix(cls, matrix: ProjectionMatrix, device: torch.device | str = "cpu") -> SparseProjection:
+        """The same W from its padded rows."""
+        rows, slots = np.nonzero(matrix.indices >= 0)
+        reached, columns = np.unique(matrix.indices[rows, slots], return_inverse=True)
+        arrays = (reached.astype(np.int64), rows, columns.reshape(-1), matrix.weights[rows, slots])
+        return cls(*(torch.from_numpy(array).to(device) for array in arrays))
+
+    def project(self, student: Tensor) -> Tensor:
+        """q = W^T p: [c, V_S] -> [c, reached]; rows of W sum to 1, so mass is kept but for empty rows of W."""
+        return scatter_columns(student, self.rows, self.columns, self.weights, len(self.teacher_columns))

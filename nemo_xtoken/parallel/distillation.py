@@ -1,0 +1,243 @@
+"""The distillation loss from hidden states: both heads vocabulary-sharded, logits block by block, nothing gathered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nemo_xtoken.config import LossConfig
+from nemo_xtoken.errors import ConfigError
+from nemo_xtoken.losses.cross_entropy import cross_entropy_per_row
+from nemo_xtoken.losses.projected_kl import projected_kl_per_chunk
+from nemo_xtoken.losses.vocabulary import log_softmax
+from nemo_xtoken.parallel.blocks import Block, RowPlan
+from nemo_xtoken.parallel.projection import ShardedProjection, shard_projection
+from nemo_xtoken.parallel.top_columns import top_columns
+from nemo_xtoken.parallel.vocabulary import RowRange, vocabulary_of
+from nemo_xtoken.projection.matrix import ProjectionMatrix
+from nemo_xtoken.types import DistillBatch, LossTerms, Sum
+
+Scale = float | Tensor
+
+
+def distillation_loss(
+    student_hidden: Tensor,
+    student_head: Tensor,
+    teacher_hidden: Tensor | None,
+    teacher_head: Tensor | None,
+    batch: DistillBatch,
+    matrix: ProjectionMatrix | ShardedProjection | None,
+    config: LossConfig,
+    tp_group: dist.ProcessGroup | None = None,
+    cp_group: dist.ProcessGroup | None = None,
+    *,
+    kd_scale: Scale = 1.0,
+    ce_scale: Scale = 0.0,
+    student_vocab_size: int | None = None,
+) -> LossTerms:
+    """kd_scale·(sum of chunk losses·temperature²) + ce_scale·(sum of token cross-entropies) of one micro batch.
+
+    student_hidden  [b*s, h_S] after the last norm, the same on every tp rank; gradient complete on every tp rank
+    student_head    [V_S/tp, h_S] shard, contiguous in tp rank order; shards may be uneven; gradient of the shard
+    teacher_hidden  [b*t, h_T], the same on every tp rank; None with teacher_head and matrix: cross-entropy alone
+    teacher_head    with a ShardedProjection: its `teacher_rows` [owned, h_T], see `cut_head`;
+                    with a ProjectionMatrix: [V_T/tp, h_T] shard, contiguous in tp rank order, may be uneven
+    student_vocab_size  real ids of the head, by default W's; later rows are padding: no probability, zero gradient
+
+    Returns LossTerms: numerator differentiable in student_hidden and student_head, denominator the number of valid
+    chunks (of counted tokens without a teacher), metrics `kd` over chunks and `ce` over tokens; the same on every tp
+    rank. Numerators and denominators are summed over dp, never over tp, before they are divided.
+
+    Value and gradient are computed together, `config.block_rows` rows at a time, then the block's logits are dropped.
+    Accumulation is in float32 (float64 for float64 input). Collectives over tp, each of one number per row or chunk
+    unless said: per block the softmax maximum and sum (and the sum's backward), the teacher's normaliser likewise, the
+    projected mass (and its backward), one exchange of projected values and its reverse; per call the values, the
+    hidden gradient [rows, h_S] and, with `teacher_top_k`, an all-gather of [tp, top_k] column maxima.
+    Raises ConfigError for a mode or a layout that is not available sharded, and for heads that do not fit W.
+    """
+    _check(config, cp_group, teacher_hidden, teacher_head, matrix)
+    tp_group = None if tp_group is None or tp_group.size() == 1 else tp_group
+    teacher = None
+    if teacher_hidden is not None and teacher_head is not None and matrix is not None:
+        teacher = _Teacher.of(teacher_hidden, teacher_head, matrix, student_head, tp_group)
+        rows = teacher.projection.student_rows
+        rows = rows if student_vocab_size is None else rows.clip(student_vocab_size)
+    else:
+        ranges = RowRange.of_head(student_head, tp_group)
+        rows = ranges[0 if tp_group is None else tp_group.rank()].clip(student_vocab_size or ranges[-1].end)
+    task = _Task(batch, teacher, rows, config, tp_group, kd_scale, ce_scale)
+    numerator, kd, ce = _BlockwiseLoss.apply(student_hidden, student_head, task)  # pyright: ignore
+    return task.terms(numerator, kd, ce)
+
+
+def _check(
+    config: LossConfig,
+    cp_group: dist.ProcessGroup | None,
+    teacher_hidden: Tensor | None,
+    teacher_head: Tensor | None,
+    matrix: ProjectionMatrix | ShardedProjection | None,
+) -> None:
+    given = [x is not None for x in (teacher_hidden, teacher_head, matrix)]
+    if any(given) and not all(given):
+        raise ConfigError("teacher_hidden, teacher_head and matrix belong together: give all three or none")
+    if all(given) and config.mode != "p_kl":
+        raise ConfigError(f"loss mode {config.mode!r} is not available sharded in this version: expected 'p_kl'")
+    if cp_group is not None and cp_group.size() > 1:
+        raise ConfigError(f"context parallel size {cp_group.size()} is not available in this version: use 1")
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """The frozen side: hidden states, this rank's rows of the head, and W between the two vocabularies."""
+
+    hidden: Tensor
+    head: Tensor
+    projection: ShardedProjection
+
+    @classmethod
+    def of(
+        cls,
+        hidden: Tensor,
+        head: Tensor,
+        matrix: ProjectionMatrix | ShardedProjection,
+        student_head: Tensor,
+        tp_group: dist.ProcessGroup | None,
+    ) -> _Teacher:
+        if isinstance(matrix, ShardedProjection):
+            if len(head) != len(matrix.teacher_rows):
+                raise ConfigError(
+                    f"teacher_head has {len(head)} rows, this rank of the projection owns {len(matrix.teacher_rows)}: "
+                    "cut the head with cut_head"
+                )
+            return cls(hidden.detach(), head.detach(), matrix)
+        projection = shard_projection(matrix, student_head, tp_group, placement="contiguous", teacher_head=head)
+        ranges = RowRange.of_head(head, tp_group)
+        start = ranges[0 if tp_group is None else tp_group.rank()].start
+        return cls(hidden.detach(), head.detach()[projection.teacher_rows - start], projection)
+
+    def logits(self, rows: Tensor, columns: Tensor | None) -> Tensor:
+        """Logits of the given rows on this rank's columns, or on those selected: -> [rows, columns]."""
+        head = self.head if columns is None else self.head.index_select(0, columns)
+        return _accumulated(self.hidden.index_select(0, rows) @ head.t())
+
+
+@dataclass(frozen=True)
+class _Task:
+    """All that the loss of a micro batch needs besides what it is differentiated in."""
+
+    batch: DistillBatch
+    teacher: _Teacher | None
+    rows: RowRange
+    config: LossConfig
+    tp_group: dist.ProcessGroup | None
+    kd_scale: Scale
+    ce_scale: Scale
+
+    def plan(self) -> RowPlan:
+        return RowPlan.of(self.batch, with_chunks=self.teacher is not None)
+
+    def teacher_columns(self, plan: RowPlan) -> Tensor | None:
+        """The columns of `teacher_top_k` among this rank's, None for all."""
+        top_k = self.config.teacher_top_k
+        if self.teacher is None or top_k is None or len(plan.teacher_rows) == 0:
+            return None
+        maximum = _accumulated(self.teacher.head.new_full((len(self.teacher.head),), -torch.inf))
+        for rows in plan.teacher_rows.split(self.config.block_rows):
+            maximum = torch.maximum(maximum, self.teacher.logits(rows, None).amax(0))
+        return top_columns(maximum, top_k, self.tp_group)
+
+    def block_values(self, logits: Tensor, block: Block, columns: Tensor | None) -> tuple[Tensor, Tensor]:
+        """This rank's partial sums of the chunk losses and of the cross-entropies: logits [rows, local real ids]."""
+        vocabulary, config = vocabulary_of(self.tp_group), self.config
+        log_probs = log_softmax(logits, vocabulary)
+        ce = cross_entropy_per_row(log_probs, self.rows.local(block.labels), block.mask).sum()
+        if self.teacher is None:
+            return ce.new_zeros(()), ce
+        if config.temperature != 1:
+            log_probs = log_softmax(logits, vocabulary, config.temperature)
+        teacher_logits = self.teacher.logits(block.teacher_rows, columns)
+        values = projected_kl_per_chunk(
+            log_probs, teacher_logits, block.chunks, self.teacher.projection, columns, config, vocabulary
+        )
+        return values.sum() * config.temperature**2, ce
+
+    def terms(self, numerator: Tensor, kd: Tensor, ce: Tensor) -> LossTerms:
+        chunks = numerator.new_tensor(float(self.batch.chunks.mask.sum()))
+        tokens = self.batch.student_loss_mask.sum().to(numerator.dtype)
+        if self.teacher is None:
+            return LossTerms(numerator, tokens, {"ce": Sum(ce, tokens)})
+        return LossTerms(numerator, chunks, {"kd": Sum(kd, chunks), "ce": Sum(ce, tokens)})
+
+
+class _BlockwiseLoss(torch.autograd.Function):
+    """Value and gradient in one pass over the blocks; backward only scales."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, task: _Task) -> tuple[Tensor, Tensor, Tensor]:
+        plan = task.plan()
+        columns = task.teacher_columns(plan)
+        accumulator = _Accumulator(hidden, head, task, any(ctx.needs_input_grad))
+        for block in plan.blocks(task.config.block_rows):
+            accumulator.add(block, columns)
+        numerator, kd, ce = accumulator.values()
+        ctx.mark_non_differentiable(kd, ce)
+        ctx.gradients = accumulator.gradients()
+        return numerator, kd, ce
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden_grad, head_grad = ctx.gradients
+        ctx.gradients = None
+        return hidden_grad * grads[0].to(hidden_grad.dtype), head_grad * grads[0].to(head_grad.dtype), None
+
+
+class _Accumulator:
+    """Sums of values and gradients over the blocks of a micro batch."""
+
+    def __init__(self, hidden: Tensor, head: Tensor, task: _Task, needs_grad: bool) -> None:
+        self.hidden, self.head, self.task, self.needs_grad = hidden, head[: len(task.rows)], task, needs_grad
+        zero = _accumulated(hidden.new_zeros(()))
+        self.kd, self.ce = zero, zero.clone()
+        self.hidden_grad = _accumulated(torch.zeros_like(hidden)) if needs_grad else None
+        self.head_grad = _accumulated(torch.zeros_like(head)) if needs_grad else None
+
+    def add(self, block: Block, columns: Tensor | None) -> None:
+        """One block: logits, values and, where asked for, the gradient; nothing of it is kept."""
+        rows = self.hidden.index_select(0, block.student_rows)
+        logits = _accumulated(rows @ self.head.t())
+        with torch.set_grad_enabled(self.needs_grad):
+            logits.requires_grad_(self.needs_grad)
+            kd, ce = self.task.block_values(logits, block, columns)
+            partial = self.task.kd_scale * kd + self.task.ce_scale * ce
+        self.kd = self.kd + kd.detach()
+        self.ce = self.ce + ce.detach()
+        if self.hidden_grad is not None and self.head_grad is not None:
+            (logits_grad,) = torch.autograd.grad(partial, logits)
+            logits_grad = logits_grad.to(self.head.dtype)
+            self.hidden_grad[block.student_rows] = _accumulated(logits_grad @ self.head)
+            self.head_grad[: len(self.head)] += _accumulated(logits_grad.t() @ rows)
+
+    def values(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weighted sum, chunk losses and cross-entropies, summed over tp in one all-reduce."""
+        values = torch.stack([self.kd, self.ce])
+        if self.task.tp_group is not None:
+            dist.all_reduce(values, group=self.task.tp_group)
+        kd, ce = values.unbind()
+        return self.task.kd_scale * kd + self.task.ce_scale * ce, kd, ce
+
+    def gradients(self) -> tuple[Tensor, Tensor] | None:
+        """Gradient of the hidden states, summed over tp, and of the head's shard, in the dtypes of both."""
+        if self.hidden_grad is None or self.head_grad is None:
+            return None
+        if self.task.tp_group is not None:
+            dist.all_reduce(self.hidden_grad, group=self.task.tp_group)
+        return self.hidden_grad.to(self.hidden.dtype), self.head_grad.to(self.head.dtype)
+
+
+def _accumulated(x: Tensor) -> Tensor:
+    """x in the precision of sums: float32, or float64 where x is."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,141 @@
+"""The nouns of the project and its shape legend.
+
+Shapes, everywhere:
+    n, m        tokens of one text, student side and teacher side (numpy)
+    c           chunks
+    b           sequences of a micro batch
+    s, t        padded length of a student, a teacher sequence
+    h           hidden size; h_S, h_T where both occur
+    V_S, V_T    rows of the student's, the teacher's head (padded vocabulary)
+    rows        b*s or b*t predictor positions, flattened batch first: row = sequence * length + position
+Megatron's side is [s, b, h]; pure math is [rows, vocab]. The integration transposes once.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+IGNORED_LABEL = -100
+"""Label of a row that predicts nothing: padding, and the last row of a sequence."""
+
+
+def role_code(role: str) -> int:
+    """A role's number in `Encoding.roles`: the same in every process and for every tokenizer; 0 is kept for text."""
+    return zlib.crc32(role.encode()) or 1
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One text as tokens, each with the bytes of the original text that it stands for.
+
+    ids     [n] int32
+    starts  [n] int64, byte offset into the text's UTF-8
+    ends    [n] int64, exclusive; never decreasing, and a text token ends where the next one starts
+    roles   [n] uint32 `role_code` of a special token, which covers no bytes; 0 for text. None: all text
+    exact   [n] bool, False where the span is only known to lie inside the next common boundary. None: all exact
+    """
+
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    roles: NDArray[np.uint32] | None = None
+    exact: NDArray[np.bool_] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Runs of student and teacher tokens that cover the same bytes, in text order. All arrays [c]; ends exclusive.
+
+    A token in no chunk is a gap: a special token without a partner of its role on the other side.
+    `exact` is False where one side's spans are uncertain; such chunks stay out of the loss by default.
+    """
+
+    student_start: NDArray[np.int64]
+    student_end: NDArray[np.int64]
+    teacher_start: NDArray[np.int64]
+    teacher_end: NDArray[np.int64]
+    exact: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.exact)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkRows:
+    """The chunks of a micro batch in predictor rows: token i of a sequence is predicted by row i - 1.
+
+    student_start, student_end   [c] int64, rows of [b*s], end exclusive, increasing
+    teacher_start, teacher_end   [c] int64, rows of [b*t], end exclusive, increasing
+    mask                         [c] bool, False for padding and for chunks that a filter leaves out of the loss
+    Every run has at least one row; a chunk whose first token has no predictor is not in the table.
+    """
+
+    student_start: Tensor
+    student_end: Tensor
+    teacher_start: Tensor
+    teacher_end: Tensor
+    mask: Tensor
+
+    def valid(self) -> ChunkRows:
+        """Only the chunks that count, all with mask True."""
+        return ChunkRows(**{f.name: getattr(self, f.name)[self.mask] for f in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillBatch:
+    """One micro batch of aligned text, for the models and for the loss.
+
+    student_tokens, student_position_ids   [b, s] int64; a position of 0 starts a document
+    student_labels                         [b, s] int64, the next token, IGNORED_LABEL where there is none
+    student_loss_mask                      [b, s] float32, weight of the row in cross-entropy (0 or 1)
+    teacher_tokens, teacher_position_ids, teacher_labels   [b, t] int64
+    chunks                                 in rows of the flattened [b*s] and [b*t]
+    A batch without a teacher has t = 0 and no chunks.
+    """
+
+    student_tokens: Tensor
+    student_position_ids: Tensor
+    student_labels: Tensor
+    student_loss_mask: Tensor
+    teacher_tokens: Tensor
+    teacher_position_ids: Tensor
+    teacher_labels: Tensor
+    chunks: ChunkRows
+
+    def to(self, device: torch.device | str) -> DistillBatch:
+        """The same batch on another device."""
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "chunks"}
+        chunks = ChunkRows(**{f.name: getattr(self.chunks, f.name).to(device) for f in fields(self.chunks)})
+        return DistillBatch(**moved, chunks=chunks)
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A metric as sum and count, so that it can be added over blocks, micro batches and ranks before it is divided."""
+
+    total: Tensor
+    count: Tensor
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """A loss before its one, global division.
+
+    numerator    scalar, differentiable
+    denominator  scalar, what the numerator is divided by once it is summed over dp x cp (never over tp)
+    metrics      detached sums by name
+    """
+
+    numerator: Tensor
+    denominator: Tensor
+    metrics: Mapping[str, Sum] = field(default_factory=dict[str, Sum])

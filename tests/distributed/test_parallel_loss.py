@@ -1,0 +1,221 @@
+"""The sharded loss against the pure math: same value and same gradient, however the vocabularies are cut."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nemo_xtoken import losses
+from nemo_xtoken.config import LossConfig
+from nemo_xtoken.errors import ConfigError
+from nemo_xtoken.parallel import cut_head, distillation_loss, shard_projection
+from nemo_xtoken.types import ChunkRows, LossTerms
+from tests.distributed.ranks import run_ranks
+from tests.problems import Problem, random_problem
+
+KD_SCALE, CE_SCALE = 0.7, 1.9
+Result = tuple[float, float, float, Tensor, Tensor]
+
+
+def reference(problem: Problem, config: LossConfig) -> Result:
+    """Numerator, KD, CE and the gradients of hidden states and whole head, by autograd through full logits."""
+    hidden, head = (x.clone().requires_grad_() for x in (problem.student_hidden, problem.student_head))
+    logits = hidden @ head.t()
+    kd = losses.projected_kl(logits, problem.teacher_logits, problem.batch, problem.matrix, config)
+    ce = losses.cross_entropy(logits, problem.batch, problem.matrix.student_vocab_size)
+    numerator = KD_SCALE * kd.numerator + CE_SCALE * ce.numerator
+    hidden_grad, head_grad = torch.autograd.grad(numerator, (hidden, head))
+    return numerator.item(), kd.numerator.item(), ce.numerator.item(), hidden_grad, head_grad
+
+
+def shard(x: Tensor, rank: int, size: int) -> Tensor:
+    """Uneven on purpose: the first shards are longer where the rows can't be divided."""
+    return x.tensor_split(size)[rank].clone()
+
+
+def sharded(problem: Problem, config: LossConfig, placement: str) -> Result:
+    """The same from this rank's shards; the head's gradient is put together again."""
+    group, rank, size = dist.group.WORLD, dist.get_rank(), dist.get_world_size()
+    hidden = problem.student_hidden.clone().requires_grad_()
+    head = shard(problem.student_head, rank, size).requires_grad_()
+    teacher_head: Tensor = shard(problem.teacher_head, rank, size)
+    matrix: Any = problem.matrix
+    if placement == "matched":
+        matrix = shard_projection(problem.matrix, head, group)
+        teacher_head = cut_head(teacher_head, matrix, group)
+    terms = distillation_loss(
+        hidden, head, problem.teacher_hidden, teacher_head, problem.batch, matrix, config, group,
+        kd_scale=KD_SCALE, ce_scale=CE_SCALE,
+    )  # fmt: skip
+    terms.numerator.backward()
+    assert hidden.grad is not None
+    assert head.grad is not None
+    parts: list[Any] = [None] * size
+    dist.all_gather_object(parts, head.grad)
+    kd, ce = terms.metrics["kd"].total.item(), terms.metrics["ce"].total.item()
+    return terms.numerator.item(), kd, ce, hidden.grad, torch.cat(parts)
+
+
+def assert_same(actual: Result, expected: Result, tolerance: float) -> None:
+    assert actual[:3] == pytest.approx(expected[:3], rel=tolerance)
+    for a, e in zip(actual[3:], expected[3:], strict=True):
+        torch.testing.assert_close(a, e, rtol=tolerance, atol=tolerance * float(e.abs().max()))
+
+
+CONFIGS = [
+    LossConfig(merge=merge, direction=direction, block_rows=block_rows, teacher_top_k=top_k, temperature=temperature)
+    for (merge, direction), (block_rows, top_k, temperature) in itertools.product(
+        itertools.product(("mean", "first", "last"), ("forward", "reverse")), [(7, None, 1.0), (512, 6, 2.0)]
+    )
+]
+
+
+@pytest.mark.parametrize("tp_size", [1, 2, 4])
+@pytest.mark.parametrize("placement", ["contiguous", "matched"])
+def test_value_and_gradient_equal_the_pure_math_in_float64(tp_size: int, placement: str) -> None:
+    problem = random_problem(11, student_padding=2, teacher_padding=3)
+    results = run_ranks(tp_size, lambda: [sharded(problem, config, placement) for config in CONFIGS])
+    for config, *of_ranks in zip(CONFIGS, *results, strict=True):
+        for result in of_ranks:
+            assert_same(result, reference(problem, config), 1e-10)
+
+
+@pytest.mark.parametrize("tp_size", [2, 4])
+def test_value_and_gradient_equal_the_pure_math_in_float32(tp_size: int) -> None:
+    config = LossConfig(block_rows=5)
+    problem = random_problem(12, dtype=torch.float32)
+    exact = random_problem(12)
+    for result in run_ranks(tp_size, sharded, problem, config, "matched"):
+        doubled = tuple(x.double() if isinstance(x, Tensor) else x for x in result)
+        assert_same(doubled, reference(exact, config), 1e-5)  # type: ignore[arg-type]
+
+
+def test_a_rank_that_holds_only_padding_takes_part() -> None:
+    problem = random_problem(13, student_vocab=5, student_padding=3, teacher_vocab=6, teacher_padding=2)
+    for placement in ("contiguous", "matched"):
+        for result in run_ranks(4, sharded, problem, LossConfig(), placement):
+            assert_same(result, reference(problem, LossConfig()), 1e-10)
+            assert result[4][5:].abs().max() == 0
+
+
+def test_a_batch_without_a_valid_chunk_has_the_gradient_of_cross_entropy_alone() -> None:
+    problem = random_problem(14)
+    chunks = ChunkRows(**{**vars(problem.batch.chunks), "mask": torch.zeros_like(problem.batch.chunks.mask)})
+    empty = replace(problem, batch=replace(problem.batch, chunks=chunks))
+    for config in (LossConfig(), LossConfig(teacher_top_k=4)):
+        for result in run_ranks(2, sharded, empty, config, "matched"):
+            assert result[1] == 0
+            assert_same(result, reference(empty, config), 1e-10)
+
+
+def test_without_a_teacher_it_is_cross_entropy() -> None:
+    problem = random_problem(15, student_padding=1)
+
+    def ranks() -> LossTerms:
+        head = shard(problem.student_head, dist.get_rank(), dist.get_world_size())
+        return distillation_loss(
+            problem.student_hidden, head, None, None, problem.batch, None, LossConfig(block_rows=6), dist.group.WORLD,
+            ce_scale=1.0, student_vocab_size=23,
+        )  # fmt: skip
+
+    expected = losses.cross_entropy(problem.student_logits, problem.batch, 23)
+    for terms in run_ranks(2, ranks):
+        assert terms.numerator.item() == pytest.approx(expected.numerator.item(), rel=1e-12)
+        assert terms.denominator.item() == expected.denominator.item()
+        assert set(terms.metrics) == {"ce"}
+
+
+def test_a_denominator_counted_over_tp_halves_the_loss_at_tp_2() -> None:
+    """The mistake of a released implementation: the chunks of tp replicas are the same chunks and count once."""
+    problem = random_problem(16)
+
+    def ranks() -> tuple[float, float]:
+        hidden, size = problem.student_hidden, dist.get_world_size()
+        heads = (shard(head, dist.get_rank(), size) for head in (problem.student_head, problem.teacher_head))
+        student_head, teacher_head = heads
+        terms = distillation_loss(
+            hidden, student_head, problem.teacher_hidden, teacher_head, problem.batch, problem.matrix, LossConfig(),
+            dist.group.WORLD,
+        )  # fmt: skip
+        counted_over_tp = terms.denominator.clone()
+        dist.all_reduce(counted_over_tp)
+        return (terms.numerator / terms.denominator).item(), (terms.numerator / counted_over_tp).item()
+
+    (one,) = run_ranks(1, ranks)
+    for right, wrong in run_ranks(2, ranks):
+        assert right == pytest.approx(one[0], rel=1e-12)
+        assert wrong == pytest.approx(one[0] / 2, rel=1e-12)
+
+
+def test_the_block_size_does_not_change_the_result() -> None:
+    problem = random_problem(17, length=60, teacher_length=70)
+    results = [
+        run_ranks(1, sharded, problem, LossConfig(block_rows=rows), "matched")[0] for rows in (1, 2, 3, 10, 64, 4096)
+    ]
+    for result in results[1:]:
+        assert_same(result, results[0], 1e-11)
+
+
+def test_exact_matches_never_cross_a_rank_when_teacher_rows_follow_them() -> None:
+    problem = random_problem(18, student_vocab=400, teacher_vocab=390)
+
+    def ranks() -> tuple[int, int, int]:
+        group = dist.group.WORLD
+        head = shard(problem.student_head, dist.get_rank(), dist.get_world_size())
+        teacher = shard(problem.teacher_head, dist.get_rank(), dist.get_world_size())
+        matched = shard_projection(problem.matrix, head, group)
+        contiguous = shard_projection(problem.matrix, head, group, placement="contiguous", teacher_head=teacher)
+        exact = torch.from_numpy(problem.matrix.weights[:, 0] == 1)
+        local = exact[matched.student_rows.start : matched.student_rows.end]
+        is_exact = local[matched.rows]
+        sent_exact = (matched.columns[is_exact] >= len(matched.teacher_rows)).sum()
+        return int(sent_exact), sum(matched.send), sum(contiguous.send)
+
+    for sent_exact, matched, contiguous in run_ranks(2, ranks):
+        assert sent_exact == 0
+        assert 0 < matched < contiguous
+
+
+def test_bfloat16_inputs_are_summed_in_float32() -> None:
+    problem = random_problem(19)
+    low = {
+        name: getattr(problem, name).bfloat16()
+        for name in ("student_hidden", "student_head", "teacher_hidden", "teacher_head")
+    }
+
+    def ranks() -> tuple[Tensor, torch.dtype]:
+        hidden = low["student_hidden"].clone().requires_grad_()
+        terms = distillation_loss(
+            hidden, low["student_head"], low["teacher_hidden"], low["teacher_head"], problem.batch, problem.matrix,
+            LossConfig(),
+        )  # fmt: skip
+        terms.numerator.backward()
+        assert hidden.grad is not None
+        return terms.numerator.detach(), hidden.grad.dtype
+
+    ((numerator, grad_dtype),) = run_ranks(1, ranks)
+    assert (numerator.dtype, grad_dtype) == (torch.float32, torch.bfloat16)
+    exact = replace(problem, **{name: x.double() for name, x in low.items()})
+    assert numerator.item() == pytest.approx(reference(exact, LossConfig())[1], rel=2e-2)
+
+
+def test_what_is_not_available_or_does_not_fit_is_refused_in_words() -> None:
+    problem = random_problem(20)
+    inputs = (problem.student_hidden, problem.student_head, problem.teacher_hidden, problem.teacher_head, problem.batch)
+    with pytest.raises(ConfigError, match="'gold' is not available sharded"):
+        distillation_loss(*inputs, problem.matrix, LossConfig(mode="gold"))
+    with pytest.raises(ConfigError, match="belong together"):
+        distillation_loss(*inputs, None, LossConfig())
+    with pytest.raises(ConfigError, match="cut the head with cut_head"):
+        distillation_loss(
+            *inputs[:3], problem.teacher_head[:3], problem.batch,
+            shard_projection(problem.matrix, problem.student_head), LossConfig(),
+        )  # fmt: skip
+    with pytest.raises(ConfigError, match="W was built for 23 student ids but the student's head has 22 rows"):
+        distillation_loss(problem.student_hidden, problem.student_head[:22], *inputs[2:], problem.matrix, LossConfig())

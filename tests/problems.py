@@ -1,0 +1,120 @@
+"""Random, small loss problems with everything a loss can meet: gaps, long chunks, padding, empty rows of W."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemo_xtoken.projection.matrix import ProjectionMatrix
+from nemo_xtoken.types import IGNORED_LABEL, ChunkRows, DistillBatch
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Hidden states, heads, W and a batch that belong together."""
+
+    student_hidden: Tensor
+    student_head: Tensor
+    teacher_hidden: Tensor
+    teacher_head: Tensor
+    batch: DistillBatch
+    matrix: ProjectionMatrix
+
+    @property
+    def student_logits(self) -> Tensor:
+        return self.student_hidden @ self.student_head.t()
+
+    @property
+    def teacher_logits(self) -> Tensor:
+        return self.teacher_hidden @ self.teacher_head.t()
+
+
+def random_matrix(rng: np.random.Generator, student_vocab: int, teacher_vocab: int) -> ProjectionMatrix:
+    """Half exact rows, some empty ones, the rest of two to four pieces; some teacher ids stay without an entry."""
+    indices = np.full((student_vocab, 4), -1, np.int32)
+    weights = np.zeros((student_vocab, 4), np.float32)
+    partners = rng.permutation(teacher_vocab)[: student_vocab // 2]
+    for s in range(student_vocab):
+        kind = "exact" if s < len(partners) else rng.choice(["pieces", "empty"], p=[0.8, 0.2])
+        if kind == "exact":
+            indices[s, 0], weights[s, 0] = partners[s], 1
+        elif kind == "pieces":
+            count = int(rng.integers(2, 5))
+            indices[s, :count] = rng.choice(teacher_vocab, count, replace=False)
+            piece_weights = 0.9 * 0.1 ** np.arange(count)
+            weights[s, :count] = piece_weights / piece_weights.sum()
+    order = rng.permutation(student_vocab)
+    return ProjectionMatrix(indices[order], weights[order], teacher_vocab)
+
+
+def random_chunks(rng: np.random.Generator, sequences: int, length: int, teacher_length: int) -> ChunkRows:
+    """Runs of one to three rows on each side, now and then a gap; the tail of every sequence is padding."""
+    table: list[tuple[int, int, int, int, bool]] = []
+    for sequence in range(sequences):
+        s, t = sequence * length, sequence * teacher_length
+        while True:
+            s += int(rng.random() < 0.1)
+            t += int(rng.random() < 0.1)
+            students, teachers = (int(n) for n in rng.choice([1, 1, 1, 2, 3], 2))
+            if s + students >= (sequence + 1) * length or t + teachers >= (sequence + 1) * teacher_length:
+                break
+            table.append((s, s + students, t, t + teachers, bool(rng.random() < 0.85)))
+            s, t = s + students, t + teachers
+    columns = [torch.tensor(column) for column in zip(*table, strict=True)]
+    return ChunkRows(
+        student_start=columns[0],
+        student_end=columns[1],
+        teacher_start=columns[2],
+        teacher_end=columns[3],
+        mask=columns[4],
+    )
+
+
+def random_labels(rng: np.random.Generator, sequences: int, length: int, vocab: int) -> Tensor:
+    """Labels with an ignored last row in every sequence and a few ignored rows elsewhere."""
+    labels = torch.from_numpy(rng.integers(0, vocab, (sequences, length)))
+    labels[:, -1] = IGNORED_LABEL
+    labels[torch.from_numpy(rng.random((sequences, length)) < 0.1)] = IGNORED_LABEL
+    return labels
+
+
+def random_problem(
+    seed: int = 0,
+    *,
+    student_vocab: int = 23,
+    teacher_vocab: int = 19,
+    student_padding: int = 0,
+    teacher_padding: int = 0,
+    sequences: int = 2,
+    length: int = 20,
+    teacher_length: int = 24,
+    dtype: torch.dtype = torch.float64,
+) -> Problem:
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.from_numpy(rng.normal(size=shape)).to(dtype)
+
+    student_labels = random_labels(rng, sequences, length, student_vocab)
+    teacher_labels = random_labels(rng, sequences, teacher_length, teacher_vocab)
+    batch = DistillBatch(
+        student_tokens=torch.zeros(sequences, length, dtype=torch.int64),
+        student_position_ids=torch.arange(length).expand(sequences, -1),
+        student_labels=student_labels,
+        student_loss_mask=(student_labels != IGNORED_LABEL).float(),
+        teacher_tokens=torch.zeros(sequences, teacher_length, dtype=torch.int64),
+        teacher_position_ids=torch.arange(teacher_length).expand(sequences, -1),
+        teacher_labels=teacher_labels,
+        chunks=random_chunks(rng, sequences, length, teacher_length),
+    )
+    return Problem(
+        student_hidden=normal(sequences * length, 6),
+        student_head=normal(student_vocab + student_padding, 6),
+        teacher_hidden=normal(sequences * teacher_length, 5),
+        teacher_head=normal(teacher_vocab + teacher_padding, 5),
+        batch=batch,
+        matrix=random_matrix(rng, student_vocab, teacher_vocab),
+    )
