@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from nemo_xtoken.errors import ConfigError
@@ -29,6 +29,8 @@ class LossConfig:
     teacher_top_k     P-KL: only the columns with the largest teacher logit in the micro batch; None is all, exact
     hybrid_threshold  H-KL: least weight W[s, t] for which (s, t) joins the common set
     sorted_cap        GOLD, H-KL, ULD: most entries of the sorted L1
+    strict_top_k      strict top-k: how many of the teacher's likeliest tokens of a chunk are looked at
+    one_to_one_only   leave out chunks of more than one token on either side
     block_rows        rows of logits held at a time; memory grows with it, the result does not depend on it
     """
 
@@ -39,6 +41,8 @@ class LossConfig:
     teacher_top_k: int | None = None
     hybrid_threshold: float = 0.6
     sorted_cap: int = 8192
+    strict_top_k: int = 16
+    one_to_one_only: bool = False
     block_rows: int = 512
 
     def __post_init__(self) -> None:
@@ -49,7 +53,12 @@ class LossConfig:
         )
         _require(0 < self.hybrid_threshold <= 1, f"hybrid_threshold must lie in (0, 1], got {self.hybrid_threshold}")
         _require(self.sorted_cap > 0, f"sorted_cap must be positive, got {self.sorted_cap}")
+        _require(self.strict_top_k > 0, f"strict_top_k must be positive, got {self.strict_top_k}")
         _require(self.block_rows > 0, f"block_rows must be positive, got {self.block_rows}")
+
+    def with_mode(self, mode: LossMode) -> LossConfig:
+        """The same settings for another mode."""
+        return replace(self, mode=mode)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -85,6 +85,10 @@ class ChunkRows:
     teacher_start: Tensor
     teacher_end: Tensor
     mask: Tensor
+
+    def masked(self, mask: Tensor) -> ChunkRows:
+        """The same chunks with another mask [c]."""
+        return replace(self, mask=mask)
 
     def valid(self) -> ChunkRows:
         """Only the chunks that count, all with mask True."""

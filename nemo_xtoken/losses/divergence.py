@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.config import Direction
-from nemo_xtoken.losses.vocabulary import Vocabulary, log_sum_exp
+from nemo_xtoken.losses.vocabulary import Vocabulary, log_sum_exp, total
 
 
 def probability_floor(dtype: torch.dtype) -> float:
@@ -14,26 +14,34 @@ def probability_floor(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).tiny
 
 
-def divergence(teacher_log: Tensor, student_log: Tensor, direction: Direction) -> Tensor:
-    """Partial KL over the local columns: [c, local], [c, local] -> [c].
-
-    forward: sum_t T·(log T - log S); reverse: sum_t S·(log S - log T).
-    """
+def divergence_terms(teacher_log: Tensor, student_log: Tensor, direction: Direction) -> Tensor:
+    """The terms that KL sums over columns: forward T·(log T - log S), reverse S·(log S - log T); all [c, local]."""
     if direction == "forward":
-        return (teacher_log.exp() * (teacher_log - student_log)).sum(-1)
-    return (student_log.exp() * (student_log - teacher_log)).sum(-1)
+        return teacher_log.exp() * (teacher_log - student_log)
+    return student_log.exp() * (student_log - teacher_log)
+
+
+def divergence(teacher_log: Tensor, student_log: Tensor, direction: Direction) -> Tensor:
+    """Partial KL over the local columns: [c, local], [c, local] -> [c]."""
+    return divergence_terms(teacher_log, student_log, direction).sum(-1)
 
 
 def renormalised_divergence(
-    teacher_log: Tensor, student: Tensor, vocabulary: Vocabulary, direction: Direction
+    teacher_log: Tensor, student: Tensor, vocabulary: Vocabulary, direction: Direction, kept: Tensor | None = None
 ) -> Tensor:
     """Partial KL after both sides are normalised over the given columns of all holders: -> [c].
 
     teacher_log  [c, local] log of the teacher's side up to a constant per chunk
     student      [c, local] the student's side up to a factor per chunk
+    kept         [c, local] bool, the columns that count in each chunk; None is all of them
     """
+    if kept is not None:
+        # Half the least number stands in for log 0, so that no gradient meets inf - inf.
+        teacher_log = teacher_log.masked_fill(~kept, torch.finfo(teacher_log.dtype).min / 2)
+        student = student.masked_fill(~kept, 0)
     teacher_log = teacher_log - log_sum_exp(teacher_log, vocabulary).unsqueeze(-1)
-    student_total = vocabulary.total(student).unsqueeze(-1)
+    student_total = total(student, vocabulary).unsqueeze(-1)
     floor = probability_floor(student.dtype)
     student_log = student.clamp_min(floor).log() - student_total.clamp_min(floor).log()
-    return divergence(teacher_log, student_log, direction)
+    terms = divergence_terms(teacher_log, student_log, direction)
+    return (terms if kept is None else terms.masked_fill(~kept, 0)).sum(-1)

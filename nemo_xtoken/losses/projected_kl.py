@@ -8,6 +8,7 @@ from torch import Tensor
 from nemo_xtoken.config import LossConfig, Merge
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.losses.divergence import renormalised_divergence
+from nemo_xtoken.losses.filters import counted
 from nemo_xtoken.losses.merge import representative_row, run_mean, run_rows
 from nemo_xtoken.losses.sparse_projection import Projection, SparseProjection
 from nemo_xtoken.losses.vocabulary import Vocabulary, WholeVocabulary, log_softmax
@@ -34,7 +35,7 @@ def merged_teacher(scaled_logits: Tensor, chunks: ChunkRows, how: Merge) -> Tens
     return scaled_logits.index_select(0, representative_row(start, end, how))
 
 
-def projected_kl_per_chunk(
+def projected_kl_sum(
     student_log_probs: Tensor,
     teacher_logits: Tensor,
     chunks: ChunkRows,
@@ -43,7 +44,7 @@ def projected_kl_per_chunk(
     config: LossConfig,
     vocabulary: Vocabulary,
 ) -> Tensor:
-    """Partial P-KL of each chunk over the local teacher columns, without the factor temperature²: -> [c].
+    """Partial sum of the chunks' P-KL over the local teacher columns, without the factor temperature²: -> scalar.
 
     student_log_probs  [student rows, local student columns] at the config's temperature, without padded ids
     teacher_logits     [teacher rows, selected local teacher columns that W reaches]
@@ -55,7 +56,7 @@ def projected_kl_per_chunk(
     if columns is not None:
         student = student.index_select(1, columns)
     teacher_log = merged_teacher(teacher_logits / config.temperature, chunks, config.merge)
-    return renormalised_divergence(teacher_log, student, vocabulary, config.direction)
+    return renormalised_divergence(teacher_log, student, vocabulary, config.direction).sum()
 
 
 def top_columns(column_maximum: Tensor, top_k: int) -> Tensor:
@@ -79,10 +80,17 @@ def check_widths(student_logits: Tensor, teacher_logits: Tensor, matrix: Project
             )
 
 
-def chunk_terms(values: Tensor, config: LossConfig) -> LossTerms:
-    """[c] values of the valid chunks -> their sum times temperature², over their number."""
-    numerator = values.sum() * config.temperature**2
-    denominator = values.new_tensor(float(len(values)))
+def check_same_tokenizer(matrix: ProjectionMatrix) -> None:
+    """Raises ConfigError unless every token that W maps at all stands for the same id on the other side."""
+    filled = ~matrix.empty_rows
+    if not (matrix.weights[filled, 0] == 1).all() or (matrix.indices[filled, 0] != filled.nonzero()[0]).any():
+        raise ConfigError("loss mode 'same_tokenizer' needs one tokenizer on both sides, W is of two: use 'p_kl'")
+
+
+def chunk_terms(value: Tensor, chunks: ChunkRows, config: LossConfig) -> LossTerms:
+    """The sum over valid chunks times temperature², over their number."""
+    numerator = value * config.temperature**2
+    denominator = value.new_tensor(float(len(chunks.mask)))
     return LossTerms(numerator, denominator, {"kd": Sum(numerator.detach(), denominator)})
 
 
@@ -97,13 +105,15 @@ def projected_kl(
 
     K is the set of teacher columns that W reaches (a column without an entry in W has q = 0 whatever the student does);
     `teacher_top_k` keeps those whose largest logit over the chunks' rows is among the k largest. Both sides are
-    renormalised on K. Source: arXiv 2605.21699.
+    renormalised on K. Source: arXiv 2605.21699. Mode "same_tokenizer" is plain KL per position: W must be the identity.
 
     student_logits  [b*s, V_S], teacher_logits [b*t, V_T], any float dtype; gradient to the student's
     Returns LossTerms with the number of valid chunks as denominator.
     """
     check_widths(student_logits, teacher_logits, matrix)
-    chunks, whole = batch.chunks.valid(), WholeVocabulary()
+    if config.mode == "same_tokenizer":
+        check_same_tokenizer(matrix)
+    chunks, whole = counted(batch.chunks, config), WholeVocabulary()
     projection = SparseProjection.from_matrix(matrix, student_logits.device)
     reached = teacher_logits.index_select(1, projection.teacher_columns)
     columns = None
@@ -112,5 +122,5 @@ def projected_kl(
         columns = top_columns(reached.index_select(0, rows).amax(0), config.teacher_top_k)
         reached = reached.index_select(1, columns)
     log_probs = log_softmax(student_logits[:, : matrix.student_vocab_size], whole, config.temperature)
-    values = projected_kl_per_chunk(log_probs, reached, chunks, projection, columns, config, whole)
-    return chunk_terms(values, config)
+    value = projected_kl_sum(log_probs, reached, chunks, projection, columns, config, whole)
+    return chunk_terms(value, chunks, config)

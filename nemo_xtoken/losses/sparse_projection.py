@@ -46,7 +46,7 @@ class SparseProjection:
         rows, slots = np.nonzero(matrix.indices >= 0)
         reached, columns = np.unique(matrix.indices[rows, slots], return_inverse=True)
         arrays = (reached.astype(np.int64), rows, columns.reshape(-1), matrix.weights[rows, slots])
-        return cls(*(torch.from_numpy(array).to(device) for array in arrays))
+        return cls(*(torch.as_tensor(array).to(device) for array in arrays))
 
     def project(self, student: Tensor) -> Tensor:
         """q = W^T p: [c, V_S] -> [c, reached]; rows of W sum to 1, so mass is kept but for empty rows of W."""

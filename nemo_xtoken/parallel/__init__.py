@@ -1,6 +1,18 @@
 """Every collective of the loss: vocabulary shards, heads block by block, W across shards."""
 
 from nemo_xtoken.parallel.distillation import distillation_loss
-from nemo_xtoken.parallel.projection import ShardedProjection, cut_head, shard_projection
+from nemo_xtoken.parallel.heads import cut_head
+from nemo_xtoken.parallel.pair import ShardedPair, shard_pair
+from nemo_xtoken.parallel.partition import ShardedPartition, shard_partition
+from nemo_xtoken.parallel.projection import ShardedProjection, shard_projection
 
-__all__ = ["ShardedProjection", "cut_head", "distillation_loss", "shard_projection"]
+__all__ = [
+    "ShardedPair",
+    "ShardedPartition",
+    "ShardedProjection",
+    "cut_head",
+    "distillation_loss",
+    "shard_pair",
+    "shard_partition",
+    "shard_projection",
+]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from nemo_xtoken.losses.merge import run_rows
@@ -17,29 +16,27 @@ TEACHER_ROWS_PER_STUDENT_ROW = 2
 
 @dataclass(frozen=True)
 class RowPlan:
-    """The rows in use, padding left out, and the valid chunks in positions among them.
+    """The rows in use, padding left out, and the counted chunks in positions among them.
 
-    student_rows  [n] int64 rows of [b*s] that have a label to predict or lie in a valid chunk, ascending
-    labels, mask  [n] their label and cross-entropy weight
-    teacher_rows  [m] int64 rows of [b*t] that lie in a valid chunk, chunk after chunk
-    chunks        positions in these two
+    student_rows    [n] int64 rows of [b*s] that have a label to predict or lie in a counted chunk, ascending
+    labels, mask    [n] their label and cross-entropy weight
+    teacher_rows    [m] int64 rows of [b*t] that lie in a counted chunk, chunk after chunk
+    teacher_labels  [m] their label
+    chunks          positions in these two
     """
 
     student_rows: Tensor
     labels: Tensor
     mask: Tensor
     teacher_rows: Tensor
+    teacher_labels: Tensor
     chunks: ChunkRows
 
     @classmethod
-    def of(cls, batch: DistillBatch, *, with_chunks: bool) -> RowPlan:
-        """The plan of a micro batch; without chunks it holds the rows of cross-entropy alone."""
+    def of(cls, batch: DistillBatch, chunks: ChunkRows) -> RowPlan:
+        """The plan of a micro batch for the chunks that count, which may be none."""
         labels, mask = batch.student_labels.flatten(), batch.student_loss_mask.flatten()
-        chunks = batch.chunks.valid()
         in_use = (labels != IGNORED_LABEL) & (mask > 0)
-        if not with_chunks:
-            rows = in_use.nonzero().squeeze(-1)
-            return cls(rows, labels[rows], mask[rows], rows[:0], _no_chunks(chunks))
         in_use[run_rows(chunks.student_start, chunks.student_end)[0]] = True
         rows = in_use.nonzero().squeeze(-1)
         student_start = in_use.cumsum(0)[chunks.student_start] - 1
@@ -52,7 +49,8 @@ class RowPlan:
             teacher_end=teacher_end,
             mask=chunks.mask,
         )
-        return cls(rows, labels[rows], mask[rows], teacher_rows, positions)
+        teacher_labels = batch.teacher_labels.flatten()[teacher_rows]
+        return cls(rows, labels[rows], mask[rows], teacher_rows, teacher_labels, positions)
 
     def blocks(self, block_rows: int) -> Iterator[Block]:
         """Consecutive blocks of at most block_rows student rows; a longer chunk is a block of its own."""
@@ -84,11 +82,16 @@ class RowPlan:
             mask=self.chunks.mask[chunk],
         )
         return Block(
-            self.student_rows[student], self.labels[student], self.mask[student], self.teacher_rows[teacher], chunks
+            student_rows=self.student_rows[student],
+            labels=self.labels[student],
+            mask=self.mask[student],
+            teacher_rows=self.teacher_rows[teacher],
+            teacher_labels=self.teacher_labels[teacher],
+            chunks=chunks,
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Block:
     """Rows whose logits are held at the same time, and their chunks in positions among these rows."""
 
@@ -96,11 +99,5 @@ class Block:
     labels: Tensor
     mask: Tensor
     teacher_rows: Tensor
+    teacher_labels: Tensor
     chunks: ChunkRows
-
-
-def _no_chunks(like: ChunkRows) -> ChunkRows:
-    none = like.student_start[:0]
-    return ChunkRows(
-        student_start=none, student_end=none, teacher_start=none, teacher_end=none, mask=torch.zeros_like(none).bool()
-    )

@@ -12,14 +12,17 @@ from torch import Tensor
 from nemo_xtoken.config import LossConfig
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.losses.cross_entropy import cross_entropy_per_row
-from nemo_xtoken.losses.projected_kl import projected_kl_per_chunk
+from nemo_xtoken.losses.filters import counted
 from nemo_xtoken.losses.vocabulary import log_softmax
 from nemo_xtoken.parallel.blocks import Block, RowPlan
-from nemo_xtoken.parallel.projection import ShardedProjection, shard_projection
+from nemo_xtoken.parallel.heads import cut_head
+from nemo_xtoken.parallel.pair import chunk_sum, shard_pair
+from nemo_xtoken.parallel.partition import ShardedPartition
+from nemo_xtoken.parallel.projection import ShardedProjection
 from nemo_xtoken.parallel.top_columns import top_columns
 from nemo_xtoken.parallel.vocabulary import RowRange, vocabulary_of
 from nemo_xtoken.projection.matrix import ProjectionMatrix
-from nemo_xtoken.types import DistillBatch, LossTerms, Sum
+from nemo_xtoken.types import ChunkRows, DistillBatch, LossTerms, Sum
 
 Scale = float | Tensor
 
@@ -30,7 +33,7 @@ def distillation_loss(
     teacher_hidden: Tensor | None,
     teacher_head: Tensor | None,
     batch: DistillBatch,
-    matrix: ProjectionMatrix | ShardedProjection | None,
+    matrix: ProjectionMatrix | ShardedProjection | ShardedPartition | None,
     config: LossConfig,
     tp_group: dist.ProcessGroup | None = None,
     cp_group: dist.ProcessGroup | None = None,
@@ -44,27 +47,30 @@ def distillation_loss(
     student_hidden  [b*s, h_S] after the last norm, the same on every tp rank; gradient complete on every tp rank
     student_head    [V_S/tp, h_S] shard, contiguous in tp rank order; shards may be uneven; gradient of the shard
     teacher_hidden  [b*t, h_T], the same on every tp rank; None with teacher_head and matrix: cross-entropy alone
-    teacher_head    with a ShardedProjection: its `teacher_rows` [owned, h_T], see `cut_head`;
-                    with a ProjectionMatrix: [V_T/tp, h_T] shard, contiguous in tp rank order, may be uneven
+    matrix          W, cut by `shard_pair` for config.mode; or whole, and then cut at every call
+    teacher_head    with W cut: its `teacher_rows` [owned, h_T], see `cut_head`;
+                    with W whole: [V_T/tp, h_T] shard, contiguous in tp rank order, may be uneven
     student_vocab_size  real ids of the head, by default W's; later rows are padding: no probability, zero gradient
 
-    Returns LossTerms: numerator differentiable in student_hidden and student_head, denominator the number of valid
+    Returns LossTerms: numerator differentiable in student_hidden and student_head, denominator the number of counted
     chunks (of counted tokens without a teacher), metrics `kd` over chunks and `ce` over tokens; the same on every tp
     rank. Numerators and denominators are summed over dp, never over tp, before they are divided.
 
     Value and gradient are computed together, `config.block_rows` rows at a time, then the block's logits are dropped.
     Accumulation is in float32 (float64 for float64 input). Collectives over tp, each of one number per row or chunk
-    unless said: per block the softmax maximum and sum (and the sum's backward), the teacher's normaliser likewise, the
-    projected mass (and its backward), one exchange of projected values and its reverse; per call the values, the
-    hidden gradient [rows, h_S] and, with `teacher_top_k`, an all-gather of [tp, top_k] column maxima.
-    Raises ConfigError for a mode or a layout that is not available sharded, and for heads that do not fit W.
+    unless said: per block the softmax maximum and sum (and the sum's backward) of both sides; for P-KL the projected
+    mass (and its backward) and one exchange of projected values with its reverse; for GOLD, H-KL and ULD one exchange
+    of [c, sorted_cap] values a side, with the student's reverse; for strict top-k an all-gather of [tp, c, k]; for
+    `first` and `last` merges of these the labels' log-probabilities. Per call: the values, the hidden gradient
+    [rows, h_S] and, with `teacher_top_k`, an all-gather of [tp, top_k] column maxima.
+    Raises ConfigError for a layout that is not available, and for heads or a cut that do not fit W or the mode.
     """
-    _check(config, cp_group, teacher_hidden, teacher_head, matrix)
+    _check(cp_group, teacher_hidden, teacher_head, matrix)
     tp_group = None if tp_group is None or tp_group.size() == 1 else tp_group
     teacher = None
     if teacher_hidden is not None and teacher_head is not None and matrix is not None:
-        teacher = _Teacher.of(teacher_hidden, teacher_head, matrix, student_head, tp_group)
-        rows = teacher.projection.student_rows
+        teacher = _Teacher.of(teacher_hidden, teacher_head, matrix, config, student_head, tp_group)
+        rows = teacher.pair.student_rows
         rows = rows if student_vocab_size is None else rows.clip(student_vocab_size)
     else:
         ranges = RowRange.of_head(student_head, tp_group)
@@ -74,50 +80,43 @@ def distillation_loss(
     return task.terms(numerator, kd, ce)
 
 
-def _check(
-    config: LossConfig,
-    cp_group: dist.ProcessGroup | None,
-    teacher_hidden: Tensor | None,
-    teacher_head: Tensor | None,
-    matrix: ProjectionMatrix | ShardedProjection | None,
-) -> None:
-    given = [x is not None for x in (teacher_hidden, teacher_head, matrix)]
+def _check(cp_group: dist.ProcessGroup | None, *teacher: object) -> None:
+    given = [x is not None for x in teacher]
     if any(given) and not all(given):
         raise ConfigError("teacher_hidden, teacher_head and matrix belong together: give all three or none")
-    if all(given) and config.mode != "p_kl":
-        raise ConfigError(f"loss mode {config.mode!r} is not available sharded in this version: expected 'p_kl'")
     if cp_group is not None and cp_group.size() > 1:
         raise ConfigError(f"context parallel size {cp_group.size()} is not available in this version: use 1")
 
 
 @dataclass(frozen=True)
 class _Teacher:
-    """The frozen side: hidden states, this rank's rows of the head, and W between the two vocabularies."""
+    """The frozen side: hidden states, this rank's rows of the head, and its part of the pair."""
 
     hidden: Tensor
     head: Tensor
-    projection: ShardedProjection
+    pair: ShardedProjection | ShardedPartition
 
     @classmethod
     def of(
         cls,
         hidden: Tensor,
         head: Tensor,
-        matrix: ProjectionMatrix | ShardedProjection,
+        matrix: ProjectionMatrix | ShardedProjection | ShardedPartition,
+        config: LossConfig,
         student_head: Tensor,
         tp_group: dist.ProcessGroup | None,
     ) -> _Teacher:
-        if isinstance(matrix, ShardedProjection):
-            if len(head) != len(matrix.teacher_rows):
-                raise ConfigError(
-                    f"teacher_head has {len(head)} rows, this rank of the projection owns {len(matrix.teacher_rows)}: "
-                    "cut the head with cut_head"
-                )
-            return cls(hidden.detach(), head.detach(), matrix)
-        projection = shard_projection(matrix, student_head, tp_group, placement="contiguous", teacher_head=head)
-        ranges = RowRange.of_head(head, tp_group)
-        start = ranges[0 if tp_group is None else tp_group.rank()].start
-        return cls(hidden.detach(), head.detach()[projection.teacher_rows - start], projection)
+        if isinstance(matrix, ProjectionMatrix):
+            matrix = shard_pair(matrix, config, student_head, tp_group)
+            return cls(hidden.detach(), cut_head(head, matrix, tp_group), matrix)
+        if isinstance(matrix, ShardedProjection) != (config.mode in ("p_kl", "same_tokenizer")):
+            raise ConfigError(f"W was cut for another loss mode than {config.mode!r}: cut it with shard_pair")
+        if len(head) != len(matrix.teacher_rows):
+            raise ConfigError(
+                f"teacher_head has {len(head)} rows, this rank of W owns {len(matrix.teacher_rows)}: "
+                "cut the head with cut_head"
+            )
+        return cls(hidden.detach(), head.detach(), matrix)
 
     def logits(self, rows: Tensor, columns: Tensor | None) -> Tensor:
         """Logits of the given rows on this rank's columns, or on those selected: -> [rows, columns]."""
@@ -137,13 +136,15 @@ class _Task:
     kd_scale: Scale
     ce_scale: Scale
 
-    def plan(self) -> RowPlan:
-        return RowPlan.of(self.batch, with_chunks=self.teacher is not None)
+    def chunks(self) -> ChunkRows:
+        """The chunks that count, none without a teacher."""
+        chunks = counted(self.batch.chunks, self.config)
+        return chunks if self.teacher is not None else chunks.masked(torch.zeros_like(chunks.mask)).valid()
 
     def teacher_columns(self, plan: RowPlan) -> Tensor | None:
         """The columns of `teacher_top_k` among this rank's, None for all."""
         top_k = self.config.teacher_top_k
-        if self.teacher is None or top_k is None or len(plan.teacher_rows) == 0:
+        if self.teacher is None or top_k is None or self.config.mode != "p_kl" or len(plan.teacher_rows) == 0:
             return None
         maximum = _accumulated(self.teacher.head.new_full((len(self.teacher.head),), -torch.inf))
         for rows in plan.teacher_rows.split(self.config.block_rows):
@@ -154,19 +155,22 @@ class _Task:
         """This rank's partial sums of the chunk losses and of the cross-entropies: logits [rows, local real ids]."""
         vocabulary, config = vocabulary_of(self.tp_group), self.config
         log_probs = log_softmax(logits, vocabulary)
-        ce = cross_entropy_per_row(log_probs, self.rows.local(block.labels), block.mask).sum()
+        labels = self.rows.local(block.labels)
+        ce = cross_entropy_per_row(log_probs, labels, block.mask).sum()
         if self.teacher is None:
             return ce.new_zeros(()), ce
         if config.temperature != 1:
             log_probs = log_softmax(logits, vocabulary, config.temperature)
         teacher_logits = self.teacher.logits(block.teacher_rows, columns)
-        values = projected_kl_per_chunk(
-            log_probs, teacher_logits, block.chunks, self.teacher.projection, columns, config, vocabulary
-        )
-        return values.sum() * config.temperature**2, ce
+        kd = chunk_sum(
+            self.teacher.pair, log_probs, labels, teacher_logits, block.teacher_labels, block.chunks, columns, config,
+            vocabulary,
+        )  # fmt: skip
+        return kd * config.temperature**2, ce
 
     def terms(self, numerator: Tensor, kd: Tensor, ce: Tensor) -> LossTerms:
-        chunks = numerator.new_tensor(float(self.batch.chunks.mask.sum()))
+        """The sums with what they are divided by."""
+        chunks = numerator.new_tensor(float(len(self.chunks().mask)))
         tokens = self.batch.student_loss_mask.sum().to(numerator.dtype)
         if self.teacher is None:
             return LossTerms(numerator, tokens, {"ce": Sum(ce, tokens)})
@@ -178,7 +182,7 @@ class _BlockwiseLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, task: _Task) -> tuple[Tensor, Tensor, Tensor]:
-        plan = task.plan()
+        plan = RowPlan.of(task.batch, task.chunks())
         columns = task.teacher_columns(plan)
         accumulator = _Accumulator(hidden, head, task, any(ctx.needs_input_grad))
         for block in plan.blocks(task.config.block_rows):

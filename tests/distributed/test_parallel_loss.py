@@ -14,12 +14,19 @@ from torch import Tensor
 from nemo_xtoken import losses
 from nemo_xtoken.config import LossConfig
 from nemo_xtoken.errors import ConfigError
-from nemo_xtoken.parallel import cut_head, distillation_loss, shard_projection
+from nemo_xtoken.parallel import cut_head, distillation_loss, shard_pair, shard_projection
 from nemo_xtoken.types import ChunkRows, LossTerms
 from tests.distributed.ranks import run_ranks
 from tests.problems import Problem, random_problem
 
 KD_SCALE, CE_SCALE = 0.7, 1.9
+LOSSES = {
+    "p_kl": losses.projected_kl,
+    "h_kl": losses.hybrid_kl,
+    "gold": losses.gold,
+    "uld": losses.uld,
+    "strict_top_k": losses.strict_top_k,
+}
 Result = tuple[float, float, float, Tensor, Tensor]
 
 
@@ -27,7 +34,7 @@ def reference(problem: Problem, config: LossConfig) -> Result:
     """Numerator, KD, CE and the gradients of hidden states and whole head, by autograd through full logits."""
     hidden, head = (x.clone().requires_grad_() for x in (problem.student_hidden, problem.student_head))
     logits = hidden @ head.t()
-    kd = losses.projected_kl(logits, problem.teacher_logits, problem.batch, problem.matrix, config)
+    kd = LOSSES[config.mode](logits, problem.teacher_logits, problem.batch, problem.matrix, config)
     ce = losses.cross_entropy(logits, problem.batch, problem.matrix.student_vocab_size)
     numerator = KD_SCALE * kd.numerator + CE_SCALE * ce.numerator
     hidden_grad, head_grad = torch.autograd.grad(numerator, (hidden, head))
@@ -39,15 +46,15 @@ def shard(x: Tensor, rank: int, size: int) -> Tensor:
     return x.tensor_split(size)[rank].clone()
 
 
-def sharded(problem: Problem, config: LossConfig, placement: str) -> Result:
+def sharded(problem: Problem, config: LossConfig, cut: bool) -> Result:
     """The same from this rank's shards; the head's gradient is put together again."""
     group, rank, size = dist.group.WORLD, dist.get_rank(), dist.get_world_size()
     hidden = problem.student_hidden.clone().requires_grad_()
     head = shard(problem.student_head, rank, size).requires_grad_()
     teacher_head: Tensor = shard(problem.teacher_head, rank, size)
     matrix: Any = problem.matrix
-    if placement == "matched":
-        matrix = shard_projection(problem.matrix, head, group)
+    if cut:
+        matrix = shard_pair(problem.matrix, config, head, group)
         teacher_head = cut_head(teacher_head, matrix, group)
     terms = distillation_loss(
         hidden, head, problem.teacher_hidden, teacher_head, problem.batch, matrix, config, group,
@@ -68,20 +75,31 @@ def assert_same(actual: Result, expected: Result, tolerance: float) -> None:
         torch.testing.assert_close(a, e, rtol=tolerance, atol=tolerance * float(e.abs().max()))
 
 
+MERGES_AND_DIRECTIONS = list(itertools.product(("mean", "first", "last"), ("forward", "reverse")))
 CONFIGS = [
-    LossConfig(merge=merge, direction=direction, block_rows=block_rows, teacher_top_k=top_k, temperature=temperature)
-    for (merge, direction), (block_rows, top_k, temperature) in itertools.product(
-        itertools.product(("mean", "first", "last"), ("forward", "reverse")), [(7, None, 1.0), (512, 6, 2.0)]
-    )
+    *(
+        LossConfig(merge=merge, direction=direction, block_rows=rows, teacher_top_k=top_k, temperature=temperature)
+        for merge, direction in MERGES_AND_DIRECTIONS
+        for rows, top_k, temperature in [(7, None, 1.0), (512, 6, 2.0)]
+    ),
+    *(
+        LossConfig(mode=mode, merge=merge, direction=direction, block_rows=7, temperature=temperature, strict_top_k=4)
+        for mode in ("h_kl", "gold", "uld", "strict_top_k")
+        for merge, direction, temperature in [("mean", "forward", 1.0), ("first", "reverse", 2.0)]
+    ),
+    LossConfig(mode="h_kl", sorted_cap=5, merge="last"),
+    LossConfig(one_to_one_only=True),
 ]
 
 
-@pytest.mark.parametrize("tp_size", [1, 2, 4])
-@pytest.mark.parametrize("placement", ["contiguous", "matched"])
-def test_value_and_gradient_equal_the_pure_math_in_float64(tp_size: int, placement: str) -> None:
+@pytest.mark.parametrize(
+    ("tp_size", "cut", "configs"),
+    [(1, True, CONFIGS), (2, True, CONFIGS), (4, True, CONFIGS), (2, False, CONFIGS[::5]), (8, True, CONFIGS[::5])],
+)
+def test_value_and_gradient_equal_the_pure_math_in_float64(tp_size: int, cut: bool, configs: list[LossConfig]) -> None:
     problem = random_problem(11, student_padding=2, teacher_padding=3)
-    results = run_ranks(tp_size, lambda: [sharded(problem, config, placement) for config in CONFIGS])
-    for config, *of_ranks in zip(CONFIGS, *results, strict=True):
+    results = run_ranks(tp_size, lambda: [sharded(problem, config, cut) for config in configs])
+    for config, *of_ranks in zip(configs, *results, strict=True):
         for result in of_ranks:
             assert_same(result, reference(problem, config), 1e-10)
 
@@ -91,16 +109,18 @@ def test_value_and_gradient_equal_the_pure_math_in_float32(tp_size: int) -> None
     config = LossConfig(block_rows=5)
     problem = random_problem(12, dtype=torch.float32)
     exact = random_problem(12)
-    for result in run_ranks(tp_size, sharded, problem, config, "matched"):
+    for result in run_ranks(tp_size, sharded, problem, config, True):
         doubled = tuple(x.double() if isinstance(x, Tensor) else x for x in result)
         assert_same(doubled, reference(exact, config), 1e-5)  # type: ignore[arg-type]
 
 
 def test_a_rank_that_holds_only_padding_takes_part() -> None:
     problem = random_problem(13, student_vocab=5, student_padding=3, teacher_vocab=6, teacher_padding=2)
-    for placement in ("contiguous", "matched"):
-        for result in run_ranks(4, sharded, problem, LossConfig(), placement):
-            assert_same(result, reference(problem, LossConfig()), 1e-10)
+    for config, cut in itertools.product(
+        (LossConfig(), LossConfig(mode="h_kl"), LossConfig(mode="uld")), (True, False)
+    ):
+        for result in run_ranks(4, sharded, problem, config, cut):
+            assert_same(result, reference(problem, config), 1e-10)
             assert result[4][5:].abs().max() == 0
 
 
@@ -108,8 +128,8 @@ def test_a_batch_without_a_valid_chunk_has_the_gradient_of_cross_entropy_alone()
     problem = random_problem(14)
     chunks = ChunkRows(**{**vars(problem.batch.chunks), "mask": torch.zeros_like(problem.batch.chunks.mask)})
     empty = replace(problem, batch=replace(problem.batch, chunks=chunks))
-    for config in (LossConfig(), LossConfig(teacher_top_k=4)):
-        for result in run_ranks(2, sharded, empty, config, "matched"):
+    for config in (LossConfig(), LossConfig(teacher_top_k=4), LossConfig(mode="gold")):
+        for result in run_ranks(2, sharded, empty, config, True):
             assert result[1] == 0
             assert_same(result, reference(empty, config), 1e-10)
 
@@ -155,9 +175,7 @@ def test_a_denominator_counted_over_tp_halves_the_loss_at_tp_2() -> None:
 
 def test_the_block_size_does_not_change_the_result() -> None:
     problem = random_problem(17, length=60, teacher_length=70)
-    results = [
-        run_ranks(1, sharded, problem, LossConfig(block_rows=rows), "matched")[0] for rows in (1, 2, 3, 10, 64, 4096)
-    ]
+    results = [run_ranks(1, sharded, problem, LossConfig(block_rows=rows), True)[0] for rows in (1, 2, 3, 10, 64, 4096)]
     for result in results[1:]:
         assert_same(result, results[0], 1e-11)
 
@@ -166,20 +184,18 @@ def test_exact_matches_never_cross_a_rank_when_teacher_rows_follow_them() -> Non
     problem = random_problem(18, student_vocab=400, teacher_vocab=390)
 
     def ranks() -> tuple[int, int, int]:
-        group = dist.group.WORLD
         head = shard(problem.student_head, dist.get_rank(), dist.get_world_size())
-        teacher = shard(problem.teacher_head, dist.get_rank(), dist.get_world_size())
-        matched = shard_projection(problem.matrix, head, group)
-        contiguous = shard_projection(problem.matrix, head, group, placement="contiguous", teacher_head=teacher)
-        exact = torch.from_numpy(problem.matrix.weights[:, 0] == 1)
-        local = exact[matched.student_rows.start : matched.student_rows.end]
-        is_exact = local[matched.rows]
-        sent_exact = (matched.columns[is_exact] >= len(matched.teacher_rows)).sum()
-        return int(sent_exact), sum(matched.send), sum(contiguous.send)
+        projection = shard_projection(problem.matrix, head, dist.group.WORLD)
+        exact = torch.from_numpy(problem.matrix.exact_rows)
+        local = exact[projection.student_rows.start : projection.student_rows.end]
+        is_exact = local[projection.rows]
+        sent_exact = (projection.columns[is_exact] >= len(projection.teacher_rows)).sum()
+        return int(is_exact.sum()), int(sent_exact), sum(projection.send)
 
-    for sent_exact, matched, contiguous in run_ranks(2, ranks):
+    for exact, sent_exact, sent in run_ranks(2, ranks):
+        assert exact > 50
         assert sent_exact == 0
-        assert 0 < matched < contiguous
+        assert sent > 0
 
 
 def test_bfloat16_inputs_are_summed_in_float32() -> None:
@@ -208,8 +224,11 @@ def test_bfloat16_inputs_are_summed_in_float32() -> None:
 def test_what_is_not_available_or_does_not_fit_is_refused_in_words() -> None:
     problem = random_problem(20)
     inputs = (problem.student_hidden, problem.student_head, problem.teacher_hidden, problem.teacher_head, problem.batch)
-    with pytest.raises(ConfigError, match="'gold' is not available sharded"):
-        distillation_loss(*inputs, problem.matrix, LossConfig(mode="gold"))
+    cut = shard_projection(problem.matrix, problem.student_head)
+    with pytest.raises(ConfigError, match="W was cut for another loss mode than 'gold'"):
+        distillation_loss(*inputs, cut, LossConfig(mode="gold"))
+    with pytest.raises(ConfigError, match="'same_tokenizer' needs one tokenizer on both sides"):
+        distillation_loss(*inputs, problem.matrix, LossConfig(mode="same_tokenizer"))
     with pytest.raises(ConfigError, match="belong together"):
         distillation_loss(*inputs, None, LossConfig())
     with pytest.raises(ConfigError, match="cut the head with cut_head"):

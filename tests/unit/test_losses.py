@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -357,3 +358,41 @@ def test_logits_narrower_than_w_are_refused() -> None:
         losses.projected_kl(
             problem.student_logits[:, :22], problem.teacher_logits, problem.batch, problem.matrix, LossConfig()
         )
+
+
+@pytest.mark.parametrize(("merge", "direction"), [("mean", "forward"), ("first", "reverse")])
+def test_strict_top_k_equals_the_naive_loop(merge: Any, direction: Any) -> None:
+    problem = random_problem(9, length=40, teacher_length=44)
+    config = LossConfig(mode="strict_top_k", merge=merge, direction=direction, strict_top_k=2, temperature=1.5)
+    chunks = problem.batch.chunks
+    single = (chunks.student_end - chunks.student_start == 1) & (chunks.teacher_end - chunks.teacher_start == 1)
+    kept_chunks = chunks.masked(chunks.mask & single)
+    kept = replace(problem, batch=replace(problem.batch, chunks=kept_chunks))
+    expected, empty = 0.0, 0
+    for student, teacher in naive_chunks(kept, config):
+        top = sorted(range(len(teacher)), key=lambda t: -teacher[t].item())[: config.strict_top_k]
+        pairs = [(s, t) for s, t in naive_pairs(problem.matrix, 1.0) if t in top]
+        p, q = [teacher[t].item() for _, t in pairs], [student[s].item() for s, _ in pairs]
+        expected += naive_kl([x / sum(p) for x in p], [x / sum(q) for x in q], direction)
+        empty += not pairs
+    logits = problem.student_logits.clone().requires_grad_()
+    terms = losses.strict_top_k(logits, problem.teacher_logits, problem.batch, problem.matrix, config)
+    assert empty > 0
+    assert 0 < kept_chunks.mask.sum() < chunks.mask.sum()
+    assert terms.numerator.item() == pytest.approx(expected * config.temperature**2, rel=1e-10)
+    assert terms.denominator.item() == kept_chunks.mask.sum()
+    (grad,) = torch.autograd.grad(terms.numerator, logits)
+    assert torch.isfinite(grad).all()
+
+
+def test_one_to_one_only_leaves_longer_chunks_out_of_sum_and_count() -> None:
+    problem = random_problem(10)
+    chunks = problem.batch.chunks
+    single = (chunks.student_end - chunks.student_start == 1) & (chunks.teacher_end - chunks.teacher_start == 1)
+    kept = replace(problem.batch, chunks=chunks.masked(chunks.mask & single))
+    inputs = (problem.student_logits, problem.teacher_logits)
+    filtered = losses.projected_kl(*inputs, problem.batch, problem.matrix, LossConfig(one_to_one_only=True))
+    expected = losses.projected_kl(*inputs, kept, problem.matrix, LossConfig())
+    everything = losses.projected_kl(*inputs, problem.batch, problem.matrix, LossConfig())
+    assert filtered.numerator.item() == expected.numerator.item()
+    assert filtered.denominator == expected.denominator < everything.denominator

@@ -1,0 +1,87 @@
+"""What a loss mode needs of a tokenizer pair whose vocabularies are sharded, and the mode's loss on such shards."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nemo_xtoken.config import LossConfig
+from nemo_xtoken.losses.common_set import merged_student_log, merged_teacher_log, partition_sum, strict_top_k_sum
+from nemo_xtoken.losses.projected_kl import check_same_tokenizer, projected_kl_sum
+from nemo_xtoken.losses.vocabulary import Vocabulary, log_softmax
+from nemo_xtoken.parallel.partition import ShardedPartition, shard_partition
+from nemo_xtoken.parallel.projection import ShardedProjection, shard_projection
+from nemo_xtoken.parallel.vocabulary import RowRange
+from nemo_xtoken.projection.matrix import ProjectionMatrix
+from nemo_xtoken.types import ChunkRows
+
+
+class ShardedPair(Protocol):
+    """One tp rank's part of a pair.
+
+    student_rows  the rank's rows of the student's head, without padded ids
+    teacher_rows  [owned] int64, ascending teacher ids: the rows that its teacher head must have
+    """
+
+    @property
+    def student_rows(self) -> RowRange:
+        """Rows of the student's head."""
+        ...
+
+    @property
+    def teacher_rows(self) -> Tensor:
+        """Rows of the teacher's head."""
+        ...
+
+
+def shard_pair(
+    matrix: ProjectionMatrix, config: LossConfig, student_head: Tensor, tp_group: dist.ProcessGroup | None = None
+) -> ShardedProjection | ShardedPartition:
+    """Cut W for this rank as the loss mode needs it: student_head is its shard [V_S/tp, h], contiguous, maybe uneven.
+
+    Collectives: one all-gather of a size; done once, at the start of a run. Raises ConfigError where the head has fewer
+    rows than W, and where the mode is for one tokenizer and W is of two.
+    """
+    if config.mode == "same_tokenizer":
+        check_same_tokenizer(matrix)
+    if config.mode in ("p_kl", "same_tokenizer"):
+        return shard_projection(matrix, student_head, tp_group)
+    return shard_partition(matrix, config, student_head, tp_group)
+
+
+def chunk_sum(
+    pair: ShardedProjection | ShardedPartition,
+    student_log: Tensor,
+    student_labels: Tensor,
+    teacher_logits: Tensor,
+    teacher_labels: Tensor,
+    chunks: ChunkRows,
+    columns: Tensor | None,
+    config: LossConfig,
+    vocabulary: Vocabulary,
+) -> Tensor:
+    """This rank's partial sum of the chunk losses, without the factor temperature²: -> scalar.
+
+    student_log     [rows, local] log-probabilities at the config's temperature; student_labels [rows] in local columns
+    teacher_logits  [teacher rows, owned or selected]; teacher_labels [teacher rows] ids
+    columns         P-KL: the selected ones among the owned teacher columns; None is all of them
+    """
+    if isinstance(pair, ShardedProjection):
+        return projected_kl_sum(student_log, teacher_logits, chunks, pair, columns, config, vocabulary)
+    teacher_log = log_softmax(teacher_logits, vocabulary, config.temperature)
+    student = merged_student_log(student_log, student_labels, chunks, config.merge, vocabulary)
+    local_labels = _local(teacher_labels, pair.teacher_rows)
+    teacher = merged_teacher_log(teacher_log, local_labels, chunks, config.merge, vocabulary)
+    compare = strict_top_k_sum if config.mode == "strict_top_k" else partition_sum
+    return compare(student, teacher, pair.partition, config, vocabulary)
+
+
+def _local(ids: Tensor, owned: Tensor) -> Tensor:
+    """Index of each id in the ascending `owned`, -1 where it is not one of them."""
+    if len(owned) == 0:
+        return torch.full_like(ids, -1)
+    at = torch.searchsorted(owned, ids.contiguous()).clamp_max(len(owned) - 1)
+    return torch.where(owned[at] == ids, at, -1)
