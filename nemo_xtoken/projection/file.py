@@ -1,0 +1,126 @@
+"""The file of W: safetensors, with everything that identifies the pair in its metadata.
+
+Tensors: indices [V_S, K] int32, weights [V_S, K] float32, exact [V_S] bool. Metadata: one JSON object under `KEY`, so
+that the same matrix always gives the same bytes (safetensors keeps no order of several keys).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_bytes
+
+from nemo_xtoken.errors import ProjectionError
+
+SCHEMA = 1
+KEY = "nemo_xtoken.projection"
+TENSORS = ("exact", "indices", "weights")
+DESCRIPTION = (
+    "teacher_vocab_size",
+    "student_fingerprint",
+    "teacher_fingerprint",
+    "student_spec",
+    "teacher_spec",
+    "beta",
+    "gamma",
+)
+
+Value = str | int | float | None
+Arrays = dict[str, NDArray[Any]]
+
+
+def write(path: str | Path, arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Value]) -> None:
+    """Write to a temporary name in the same folder and rename, so that a reader never sees half a file.
+
+    Raises ProjectionError where the folder can't be written.
+    """
+    path = Path(path)
+    arrays = {name: np.ascontiguousarray(arrays[name]) for name in TENSORS}
+    header = {**description, "schema": SCHEMA, "top_k": arrays["indices"].shape[1], "sha256": _digest(arrays)}
+    content = to_bytes(arrays, {KEY: json.dumps(header, sort_keys=True)})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, content)
+    except OSError as error:
+        raise ProjectionError(f"cannot write the projection file {path}: {error.strerror}") from error
+
+
+def read(path: str | Path) -> tuple[Arrays, dict[str, Value]]:
+    """Tensors by name and description by name. Raises ProjectionError unless the file is whole and of this schema."""
+    arrays, metadata = _read_safetensors(Path(path))
+    header = _header(path, metadata)
+    _require(set(arrays) == set(TENSORS), f"{path} is damaged: expected tensors {list(TENSORS)}, got {sorted(arrays)}")
+    _require(
+        header["sha256"] == _digest(arrays), f"{path} is damaged: its content differs from its checksum; build it again"
+    )
+    return arrays, {name: header[name] for name in DESCRIPTION}
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ProjectionError(message)
+
+
+def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for name in TENSORS:
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_safetensors(path: Path) -> tuple[Arrays, Mapping[str, str]]:
+    if not path.is_file():
+        raise ProjectionError(f"no projection file at {path}; make one with `nemo-xtoken projection build`")
+    try:
+        opened: Any = safe_open(path, framework="np")
+        with opened as stream:
+            return {name: stream.get_tensor(name) for name in stream.keys()}, stream.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ProjectionError(f"{path} is damaged or not a projection file ({error}); build it again") from error
+
+
+def _header(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    if KEY not in metadata:
+        raise ProjectionError(f"{path} is not a projection file: its metadata lacks {KEY}")
+    try:
+        header = json.loads(metadata[KEY])
+    except ValueError as error:
+        raise ProjectionError(f"{path} is damaged: its metadata is not JSON; build it again") from error
+    schema = header.get("schema")
+    _require(schema == SCHEMA, f"{path} has schema {schema}, expected {SCHEMA}; build it again with this version")
+    missing = sorted({*DESCRIPTION, "sha256"} - header.keys())
+    _require(not missing, f"{path} is damaged: its metadata lacks {', '.join(missing)}; build it again")
+    return header
