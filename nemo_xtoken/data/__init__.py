@@ -1,0 +1,23 @@
+"""Aligned text, on disk and in micro batches: `prepare` writes it, `PackedDataset` packs, `GlobalBatches` deals it."""
+
+from nemo_xtoken.data.batches import EvaluationBatch, GlobalBatches, sequential_batches
+from nemo_xtoken.data.collate import collate
+from nemo_xtoken.data.dataset import PackedDataset
+from nemo_xtoken.data.manifest import Manifest
+from nemo_xtoken.data.preparation import prepare
+from nemo_xtoken.data.prepared import Document, PreparedData
+from nemo_xtoken.data.sample import PackedSequence, Sample
+
+__all__ = [
+    "Document",
+    "EvaluationBatch",
+    "GlobalBatches",
+    "Manifest",
+    "PackedDataset",
+    "PackedSequence",
+    "PreparedData",
+    "Sample",
+    "collate",
+    "prepare",
+    "sequential_batches",
+]

@@ -1,0 +1,139 @@
+"""Megatron's indexed dataset format (`.bin` and `.idx`), written and memory-mapped in numpy.
+
+`.bin` holds the tokens of all sequences back to back. `.idx` holds, little-endian: the magic, uint64 version 1, uint8
+dtype code, uint64 sequence count, uint64 length of the document indices, int32 sequence lengths, int64 byte pointers
+into `.bin`, int64 document indices (0, then the number of sequences up to the end of each document). Here a document is
+one sequence.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from array import array
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from nemo_xtoken.errors import DataError
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEADER = struct.Struct("<9sQBQQ")
+DTYPE_CODES: dict[np.dtype[Any], int] = {
+    np.dtype(name): code
+    for name, code in (("u1", 1), ("i1", 2), ("<i2", 3), ("<i4", 4), ("<i8", 5), ("<f8", 6), ("<f4", 7), ("<u2", 8))
+}
+DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The dtype Megatron keeps ids of such a vocabulary in: uint16 below 65,500 ids, else int32."""
+    return np.dtype("<u2") if vocab_size < 65500 else np.dtype("<i4")
+
+
+def bin_path(prefix: Path) -> Path:
+    """The path of the tokens."""
+    return prefix.with_name(prefix.name + ".bin")
+
+
+def idx_path(prefix: Path) -> Path:
+    """The path of the index."""
+    return prefix.with_name(prefix.name + ".idx")
+
+
+class IndexedWriter:
+    """Writes one indexed dataset, document by document; the index comes when the `with` block ends without an error."""
+
+    def __init__(self, prefix: Path, dtype: DTypeLike) -> None:
+        self._prefix = prefix
+        self._dtype = np.dtype(dtype)
+        self._lengths = array("i")
+        self._file = bin_path(prefix).open("wb", buffering=1 << 20)
+
+    def add(self, document: NDArray[Any]) -> None:
+        """Append one document, [n] of any integer dtype whose values fit."""
+        self._file.write(np.ascontiguousarray(document, dtype=self._dtype).data)
+        self._lengths.append(len(document))
+
+    def __enter__(self) -> IndexedWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+        if kind is None:
+            self._write_index()
+
+    def _write_index(self) -> None:
+        lengths = np.array(self._lengths, dtype="<i4")
+        ends = np.cumsum(lengths, dtype="<i8") * self._dtype.itemsize
+        pointers = np.concatenate([np.zeros(1, "<i8"), ends])[: len(lengths)]
+        with idx_path(self._prefix).open("wb") as file:
+            file.write(HEADER.pack(MAGIC, VERSION, DTYPE_CODES[self._dtype], len(lengths), len(lengths) + 1))
+            for table in (lengths, pointers, np.arange(len(lengths) + 1, dtype="<i8")):
+                file.write(table.data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class IndexedReader:
+    """A memory-mapped indexed dataset; `reader[i]` is sequence i, a read-only view [n] of the file.
+
+    lengths  [sequences] int32, in tokens
+    Raises DataError for a missing, damaged or truncated file.
+    """
+
+    def __init__(self, prefix: Path) -> None:
+        index, tokens = idx_path(prefix), bin_path(prefix)
+        for path in (index, tokens):
+            if not path.is_file():
+                raise DataError(f"expected a file {path}, found none; prepare the data again")
+        self.dtype, self.lengths, pointers = _read_index(index)
+        self._tokens = _map(tokens, self.dtype)
+        self._starts: NDArray[np.int64] = pointers // self.dtype.itemsize
+        if len(pointers) and (self._starts + self.lengths).max() > len(self._tokens):
+            raise DataError(
+                f"{tokens} is cut short: {index.name} expects more tokens than it holds; prepare the data again"
+            )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, i: int) -> NDArray[Any]:
+        start = self._starts[i]
+        return self._tokens[start : start + self.lengths[i]]
+
+
+def _read_index(path: Path) -> tuple[np.dtype[Any], NDArray[np.int32], NDArray[np.int64]]:
+    content = _map(path, np.dtype("u1"))
+    if len(content) < HEADER.size or content[: len(MAGIC)].tobytes() != MAGIC:
+        raise DataError(f"{path} is not an index of Megatron's indexed dataset format; prepare the data again")
+    _, version, code, sequences, documents = HEADER.unpack(content[: HEADER.size].tobytes())
+    if version != VERSION or code not in DTYPES:
+        raise DataError(
+            f"{path} has version {version} and dtype code {code}; expected version {VERSION} and a code of 1 to 8"
+        )
+    if len(content) < HEADER.size + 12 * sequences + 8 * documents:
+        raise DataError(
+            f"{path} is cut short: it names {sequences} sequences and ends before them; prepare the data again"
+        )
+    lengths = np.frombuffer(content, dtype="<i4", count=sequences, offset=HEADER.size)
+    pointers = np.frombuffer(content, dtype="<i8", count=sequences, offset=HEADER.size + lengths.nbytes)
+    return DTYPES[code], lengths, pointers
+
+
+def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The whole file as an array; a plain one, since slices of `np.memmap` cost several times as much."""
+    if path.stat().st_size < dtype.itemsize:
+        return np.empty(0, dtype)
+    length = path.stat().st_size // dtype.itemsize
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=(length,)))

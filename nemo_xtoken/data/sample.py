@@ -1,0 +1,116 @@
+"""One sample: a student and a teacher sequence of the same pieces of text, with labels and chunks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemo_xtoken.data.pieces import Pieces
+from nemo_xtoken.data.prepared import PreparedData
+from nemo_xtoken.types import IGNORED_LABEL
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedSequence:
+    """Pieces back to back, then padding. The last token of a piece has no label: nothing is predicted across documents.
+
+    tokens        [s] int64
+    position_ids  [s] int64, from 0 in each piece and in the padding
+    labels        [s] int64, the next token of the piece, else IGNORED_LABEL
+    """
+
+    tokens: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Both sequences and their chunks.
+
+    chunk_rows  [c, 4] int64: student_start, student_end, teacher_start, teacher_end in predictor rows of this sample
+    chunk_mask  [c] bool, whether the chunk counts in the loss
+    """
+
+    student: PackedSequence
+    teacher: PackedSequence
+    chunk_rows: NDArray[np.int64]
+    chunk_mask: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleBuilder:
+    """Makes samples of fixed lengths out of pieces of prepared data; `exact_chunks_only` masks the inexact chunks."""
+
+    prepared: PreparedData
+    pieces: Pieces
+    student_sequence_length: int
+    teacher_sequence_length: int
+    exact_chunks_only: bool
+
+    def build(self, chosen: NDArray[np.int64]) -> Sample:
+        """The sample of these pieces, in this order; they must fit."""
+        manifest, pieces = self.prepared.manifest, self.pieces
+        documents = pieces.document[chosen].tolist()
+        student_spans = _spans(pieces.student_start[chosen], pieces.student_end[chosen])
+        teacher_spans = _spans(pieces.teacher_start[chosen], pieces.teacher_end[chosen])
+        student = [self.prepared.student_tokens(i)[span] for i, span in zip(documents, student_spans, strict=True)]
+        teacher = [self.prepared.teacher_tokens(i)[span] for i, span in zip(documents, teacher_spans, strict=True)]
+        chunk_rows, exact = self._chunks(chosen)
+        return Sample(
+            student=_sequence(student, self.student_sequence_length, manifest.student.padding_id),
+            teacher=_sequence(
+                teacher, self.teacher_sequence_length, manifest.teacher.padding_id if manifest.teacher else 0
+            ),
+            chunk_rows=chunk_rows,
+            chunk_mask=exact | (not self.exact_chunks_only),
+        )
+
+    def _chunks(self, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Predictor rows [c, 4] and exactness [c]: tokens [a, b) of the sequence are predicted by rows [a - 1, b - 1).
+
+        A chunk that begins its piece on either side has no predictor there and is left out.
+        """
+        pieces = self.pieces
+        spans = _spans(pieces.chunk_start[chosen], pieces.chunk_end[chosen])
+        tables = [
+            self.prepared.chunk_table(i)[span] for i, span in zip(pieces.document[chosen].tolist(), spans, strict=True)
+        ]
+        counts = [len(table) for table in tables]
+        table = np.concatenate(tables).astype(np.int64)
+        student_in_piece, student_offset = _shifts(pieces.student_start[chosen], pieces.student_lengths[chosen], counts)
+        teacher_in_piece, teacher_offset = _shifts(pieces.teacher_start[chosen], pieces.teacher_lengths[chosen], counts)
+        rows = table[:, :4]
+        rows[:, :2] -= student_in_piece[:, None]
+        rows[:, 2:] -= teacher_in_piece[:, None]
+        predicted = (rows[:, 0] > 0) & (rows[:, 2] > 0)
+        rows[:, :2] += student_offset[:, None] - 1
+        rows[:, 2:] += teacher_offset[:, None] - 1
+        return rows[predicted], table[predicted, 4] != 0
+
+
+def _spans(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> list[slice]:
+    return [slice(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+
+def _shifts(
+    starts: NDArray[np.int64], lengths: NDArray[np.int64], counts: list[int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each chunk, where its piece starts in the document and where in the sequence."""
+    return np.repeat(starts, counts), np.repeat(np.cumsum(lengths) - lengths, counts)
+
+
+def _sequence(parts: list[NDArray[Any]], length: int, padding_id: int) -> PackedSequence:
+    counts = [len(part) for part in parts]
+    ends = np.cumsum(counts)
+    filled = int(ends[-1])
+    tokens = np.full(length, padding_id, np.int64)
+    tokens[:filled] = np.concatenate(parts)
+    position_ids = np.arange(length) - np.repeat([0, *ends], [*counts, length - filled])
+    labels = np.full(length, IGNORED_LABEL, np.int64)
+    labels[: max(filled - 1, 0)] = tokens[1:filled]
+    labels[ends[ends > 0] - 1] = IGNORED_LABEL
+    return PackedSequence(tokens=tokens, position_ids=position_ids, labels=labels)
