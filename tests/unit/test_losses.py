@@ -233,7 +233,7 @@ def test_the_three_merges_agree_on_one_to_one_chunks_only() -> None:
 @pytest.mark.parametrize(("merge", "direction"), MERGES_AND_DIRECTIONS)
 @pytest.mark.parametrize("mode", ["p_kl", "gold", "h_kl"])
 def test_gradients_are_those_of_finite_differences(merge: Any, direction: Any, mode: Any) -> None:
-    problem = random_problem(4, student_vocab=9, teacher_vocab=8, sequences=1, length=8, teacher_length=9)
+    problem = random_problem(4, student_vocab=6, teacher_vocab=5, sequences=1, length=6, teacher_length=6)
     loss = {"p_kl": losses.projected_kl, "gold": losses.gold, "h_kl": losses.hybrid_kl}[mode]
     config = LossConfig(mode=mode, merge=merge, direction=direction, temperature=1.3)
     logits = problem.student_logits.clone().requires_grad_()
