@@ -1,0 +1,141 @@
+"""Hugging Face's `tokenizer.json`, encoded by the tokenizers library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from tokenizers import Encoding as LibraryEncoding
+from tokenizers import Tokenizer as Library
+
+from nemo_xtoken.errors import TokenizerError
+from nemo_xtoken.tokenizers.huggingface_pieces import has_nfc, piece_bytes, piece_kind, special_roles
+from nemo_xtoken.tokenizers.normalize import Normalized, nfc, unchanged
+from nemo_xtoken.tokenizers.spans import encode_utf8, from_char_offsets
+from nemo_xtoken.tokenizers.threads import thread_count
+from nemo_xtoken.tokenizers.vocabulary import Vocabulary
+from nemo_xtoken.types import Encoding
+
+
+class HuggingFaceTokenizer:
+    """A tokenizer of any model that the tokenizers library knows.
+
+    Where the bytes of the tokens make up the text, spans are exact sums of their lengths. Where they don't, because the
+    tokenizer changed the text, spans come from the library's character offsets.
+    """
+
+    def __init__(self, spec: str, path: Path, config: Mapping[str, Any] | None) -> None:
+        description = _read_object(path)
+        self._spec = spec
+        self._library = _library(path)
+        self._kind = piece_kind(description)
+        self._normalize = nfc if has_nfc(description) else unchanged
+        vocab = self._library.get_vocab(with_added_tokens=True)
+        roles = special_roles(description, config, vocab)
+        self._vocabulary = Vocabulary(piece_bytes(description, vocab, set(roles)), roles, _rules(description))
+
+    @property
+    def spec(self) -> str:
+        """The spec it was loaded from."""
+        return self._spec
+
+    @property
+    def vocab_size(self) -> int:
+        """Highest id plus one, special tokens included."""
+        return len(self._vocabulary)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over ids, bytes, special tokens, normaliser and pre-tokenizer."""
+        return self._vocabulary.fingerprint
+
+    @property
+    def special_roles(self) -> Mapping[int, str]:
+        """Role of each special id."""
+        return self._vocabulary.special_roles
+
+    def encode(self, text: str) -> Encoding:
+        """Tokens and byte spans; see `Tokenizer.encode`."""
+        normalized = self._normalize(text)
+        return self._tokens(self._library.encode(normalized.text, add_special_tokens=False), text, normalized)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+        """As `encode`, on the library's threads."""
+        if thread_count(len(texts)) == 1:
+            return [self.encode(text) for text in texts]
+        normalized = [self._normalize(text) for text in texts]
+        # The fast way leaves out the offsets, which byte-level tokens don't need.
+        library_batch = self._library.encode_batch_fast if self._kind == "byte_level" else self._library.encode_batch
+        batch = library_batch([each.text for each in normalized], add_special_tokens=False)
+        return list(map(self._tokens, batch, texts, normalized))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Bytes of an id; empty for special and unused ids."""
+        return self._vocabulary.token_bytes(token_id)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids without the special ones; invalid UTF-8 becomes U+FFFD."""
+        if self._kind == "byte_level":
+            return self._vocabulary.decode(ids)
+        text_ids = [int(token_id) for token_id in ids if token_id not in self.special_roles]
+        return self._library.decode(text_ids, skip_special_tokens=False)
+
+    def _tokens(self, encoding: LibraryEncoding, text: str, normalized: Normalized) -> Encoding:
+        tokens = None if self._kind == "words" else self._summed_tokens(encoding.ids, normalized)
+        if tokens is not None:
+            return tokens
+        if self._kind == "byte_level" or normalized.text != text:
+            encoding = self._library.encode(text, add_special_tokens=False)
+        return from_char_offsets(encoding.ids, encoding.offsets, text)
+
+    def _summed_tokens(self, ids: list[int], normalized: Normalized) -> Encoding | None:
+        """Tokens by their lengths, or None where their bytes don't make up the text."""
+        joined = self._vocabulary.joined(ids)
+        data = encode_utf8(normalized.text)
+        prefixed = joined == b" " + data
+        if joined != data and not prefixed:
+            return None
+        array = np.array(ids, np.int32)
+        lengths = self._vocabulary.lengths[array]
+        if prefixed:
+            lengths[0] -= 1
+        return normalized.tokens(array, lengths)
+
+
+def load_huggingface(spec: str, path: Path) -> HuggingFaceTokenizer:
+    """Load a `tokenizer.json` and the config beside it. Raises TokenizerError where it is none."""
+    configs = (path.with_name(name) for name in ("tokenizer_config.json", "special_tokens_map.json"))
+    config = next((_read_object(each) for each in configs if each.is_file()), None)
+    return HuggingFaceTokenizer(spec, path, config)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TokenizerError(f"{path}: expected JSON, got a file that is none ({error})") from None
+    if not isinstance(parsed, dict):
+        raise TokenizerError(f"{path}: expected a JSON object, got a {type(parsed).__name__}")
+    return cast("dict[str, Any]", parsed)
+
+
+def _library(path: Path) -> Library:
+    try:
+        library = Library.from_file(str(path))
+    except Exception as error:  # the library raises nothing more specific
+        raise TokenizerError(
+            f"{path}: expected a Hugging Face tokenizer.json, got one that can't be read: {error}"
+        ) from None
+    library.encode_special_tokens = True
+    library.no_truncation()
+    library.no_padding()
+    return library
+
+
+def _rules(description: Mapping[str, Any]) -> str:
+    # Not the merges: the library's versions write the same ones in different ways.
+    parts = [description.get("normalizer"), description.get("pre_tokenizer"), description["model"].get("type")]
+    return json.dumps(parts, sort_keys=True)

@@ -1,0 +1,155 @@
+"""Texts that a tokenizer changes before it splits them, with the way back to the bytes of the original."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemo_xtoken.tokenizers.spans import char_widths, code_points, encode_utf8, settle
+from nemo_xtoken.types import Encoding
+
+_JOINING, _REPLACED = 1, 2
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """A text as the tokenizer sees it.
+
+    text     the normalised text
+    size     bytes of the original
+    origin   [bytes of text + 1] int64, the byte of the original where each byte of the text begins. None: the same
+    certain  [bytes of text + 1] bool, False inside of what can't be divided in the original, where origin says nothing
+    """
+
+    text: str
+    size: int
+    origin: NDArray[np.int64] | None = None
+    certain: NDArray[np.bool_] | None = None
+
+    def tokens(self, ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> Encoding:
+        """Tokens whose bytes follow each other in `text`, with spans in the original. lengths: [n] bytes of each."""
+        bounds = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=bounds[1:])
+        if self.origin is None or self.certain is None:
+            return Encoding(ids, bounds[:-1], bounds[1:])
+        return settle(ids, self.origin[bounds[1:]], self.certain[bounds[1:]], self.size)
+
+
+def unchanged(text: str) -> Normalized:
+    """A text that needs no normalisation. Raises TokenizerError for a lone surrogate."""
+    return Normalized(text, len(text) if text.isascii() else len(encode_utf8(text)))
+
+
+def nfc(text: str) -> Normalized:
+    """A text in Unicode's composed form. Raises TokenizerError for a lone surrogate."""
+    original = unchanged(text)
+    return original if unicodedata.is_normalized("NFC", text) else _compose(text, original.size)
+
+
+def _compose(text: str, size: int) -> Normalized:
+    """Compose each run of combining characters by itself; what lies between the runs stays as it is."""
+    parts: list[str] = []
+    edits: list[tuple[int, int, int]] = []  # where a changed run begins and ends in the result, bytes it lost
+    position = 0
+    result = 0
+    for first, last in _composing_runs(text):
+        kept, run = text[position:first], text[first:last]
+        composed = unicodedata.normalize("NFC", run)
+        begin = result + len(kept.encode())
+        result = begin + len(composed.encode())
+        if composed != run:
+            edits.append((begin, result, len(run.encode()) - (result - begin)))
+        parts += (kept, composed)
+        position = last
+    parts.append(text[position:])
+    return _from_edits("".join(parts), size, edits)
+
+
+def _composing_runs(text: str) -> Iterable[tuple[int, int]]:
+    """First and last (exclusive) of each character with those that may combine with it, or that is itself replaced."""
+    kinds = _kinds()[code_points(text)]
+    joining = kinds == _JOINING
+    begins = ~joining
+    begins[:1] = True
+    in_run = kinds > 0
+    in_run[:-1] |= joining[1:]
+    places = np.append(np.flatnonzero(begins), len(text))
+    of_run = np.flatnonzero(in_run[places[:-1]])
+    return zip(places[of_run].tolist(), places[of_run + 1].tolist(), strict=True)
+
+
+def _from_edits(text: str, size: int, edits: list[tuple[int, int, int]]) -> Normalized:
+    num_bytes = len(text.encode())
+    shift = np.zeros(num_bytes + 1, np.int64)
+    certain = np.ones(num_bytes + 1, np.bool_)
+    for begin, end, lost in edits:
+        shift[end] += lost
+        certain[begin + 1 : end] = False
+    return Normalized(text, size, np.arange(num_bytes + 1) + np.cumsum(shift), certain)
+
+
+@functools.cache
+def _kinds() -> NDArray[np.uint8]:
+    """[code points] _JOINING: may combine with the character before. _REPLACED: composition changes it by itself."""
+    kinds = np.zeros(sys.maxunicode + 1, np.uint8)
+    starters = _second_starters()
+    for char in map(chr, range(0xA0, sys.maxunicode + 1)):
+        decomposes = unicodedata.decomposition(char)
+        first = unicodedata.normalize("NFD", char)[0] if decomposes else char
+        if unicodedata.combining(first) or first in starters:
+            kinds[ord(char)] = _JOINING
+        elif decomposes and not unicodedata.is_normalized("NFC", char):
+            kinds[ord(char)] = _REPLACED
+    return kinds
+
+
+def _second_starters() -> set[str]:
+    """Characters of combining class 0 that compose with the one before: some vowel signs, Hangul vowels and finals."""
+    hangul = {chr(code) for code in (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3))}
+    decompositions = (unicodedata.decomposition(chr(code)).split() for code in range(0xA0, sys.maxunicode + 1))
+    seconds = {chr(int(parts[1], 16)) for parts in decompositions if len(parts) == 2 and not parts[0].startswith("<")}
+    return hangul | {char for char in seconds if not unicodedata.combining(char)}
+
+
+def from_offsets(original: str, text: str, offsets: Sequence[int], num_inserted: int) -> Normalized:
+    """A normalised text from the library's own offsets.
+
+    offsets       [characters of text + 1], the character of the original that each character of the text comes from
+    num_inserted  characters at the front of the text that stand for nothing in the original
+    """
+    original_codes, codes = code_points(original), code_points(text)
+    original_begin = np.concatenate(([0], np.cumsum(char_widths(original_codes))))
+    widths = char_widths(codes)
+    source = np.array(offsets, np.int64)
+    copied = (source[1:] > source[:-1]) & (np.append(original_codes, 0)[source[:-1]] == codes)
+    # A character ends where its own copy ends; only where it isn't a copy does the next one's begin decide.
+    boundary = original_begin[source]
+    boundary[1:] = np.where(copied, boundary[:-1] + widths, boundary[1:])
+    divisible = np.ones(len(source), np.bool_)
+    divisible[1:] = source[1:] > source[:-1]
+    divisible[: num_inserted + 1] = True
+    return _per_byte(text, int(original_begin[-1]), widths, copied, boundary, divisible)
+
+
+def _per_byte(
+    text: str,
+    size: int,
+    widths: NDArray[np.int64],
+    copied: NDArray[np.bool_],
+    boundary: NDArray[np.int64],
+    divisible: NDArray[np.bool_],
+) -> Normalized:
+    """Boundaries between characters, and within those copied from the original, as boundaries between bytes."""
+    begin = np.concatenate(([0], np.cumsum(widths)))
+    char = np.repeat(np.arange(len(widths)), widths)
+    within = np.arange(len(char)) - begin[char]
+    copy_begin = boundary[1:] - widths
+    origin = np.where(within > 0, copy_begin[char] + within, boundary[char])
+    certain = np.where(within > 0, copied[char], divisible[char])
+    return Normalized(text, size, np.append(origin, size), np.append(certain, True))

@@ -1,0 +1,58 @@
+"""Byte spans of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemo_xtoken.errors import TokenizerError
+from nemo_xtoken.types import Encoding
+
+
+def encode_utf8(text: str) -> bytes:
+    """UTF-8 of a text. Raises TokenizerError for a lone surrogate, which has none."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"expected text, got a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}; "
+            "read the text with errors='replace'"
+        ) from None
+
+
+def code_points(text: str) -> NDArray[np.uint32]:
+    """[characters] numbers of a text's characters."""
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+
+
+def char_widths(codes: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """[characters] bytes of each character in UTF-8."""
+    return 1 + (codes > 0x7F).astype(np.int64) + (codes > 0x7FF) + (codes > 0xFFFF)
+
+
+def from_char_offsets(ids: Sequence[int], offsets: Sequence[tuple[int, int]], text: str) -> Encoding:
+    """Tokens with the characters of the text that each comes from; the offsets of two tokens may overlap."""
+    begin = np.concatenate(([0], np.cumsum(char_widths(code_points(text)))))
+    chars = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets)).reshape(-1, 2)
+    certain = np.ones(len(chars), np.bool_)
+    certain[:-1] = chars[1:, 0] >= chars[:-1, 1]
+    return settle(np.asarray(ids, np.int32), begin[chars[:, 1]], certain, int(begin[-1]))
+
+
+def settle(ids: NDArray[np.int32], ends: NDArray[np.int64], certain: NDArray[np.bool_], size: int) -> Encoding:
+    """Tile a text of `size` bytes with tokens of which some ends are uncertain.
+
+    Tokens up to the next certain end share one span: the last has it all, the others are empty, and none is exact.
+    """
+    if not len(ids):
+        return Encoding(ids, np.zeros(0, np.int64), np.zeros(0, np.int64))
+    certain[-1] = True
+    bounds = np.zeros(len(ids) + 1, np.int64)
+    np.maximum.accumulate(np.where(certain, ends, 0), out=bounds[1:])
+    bounds[-1] = size
+    exact = certain.copy()
+    exact[1:] &= certain[:-1]
+    return Encoding(ids, bounds[:-1], bounds[1:], exact=None if exact.all() else exact)

@@ -1,0 +1,133 @@
+"""Rank files of the tiktoken library: one line for each token, its bytes in base64 and its rank, which is its id."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+
+from nemo_xtoken.errors import TokenizerError
+from nemo_xtoken.tokenizers.normalize import Normalized, nfc, unchanged
+from nemo_xtoken.tokenizers.patterns import Family, find_family
+from nemo_xtoken.tokenizers.threads import thread_count
+from nemo_xtoken.tokenizers.vocabulary import Vocabulary
+from nemo_xtoken.types import Encoding
+
+MAX_WHITESPACE_RUN = 900_000
+"""Characters. tiktoken's regex engine keeps one state for each of them and panics near a million."""
+
+_LONG_RUN = re.compile(rf"(?<!\s)\s{{{MAX_WHITESPACE_RUN}}}")
+
+
+class RankFileTokenizer:
+    """A byte-level BPE from a rank file, encoded by the tiktoken library."""
+
+    def __init__(self, spec: str, ranks: Mapping[bytes, int], family: Family) -> None:
+        specials = _special_ids(ranks, family)
+        pieces = [b""] * (max(*ranks.values(), *specials.values()) + 1)
+        for piece, rank in ranks.items():
+            pieces[rank] = piece
+        roles = {token_id: family.roles.get(name, name) for name, token_id in specials.items()}
+        self._spec = spec
+        self._vocabulary = Vocabulary(pieces, roles, f"pattern {family.pattern} nfc {family.nfc}")
+        self._normalize = nfc if family.nfc else unchanged
+        # Without its special tokens the library reads their names as plain text, which is what we want.
+        self._library = tiktoken.Encoding(spec, pat_str=family.pattern, mergeable_ranks=dict(ranks), special_tokens={})
+
+    @property
+    def spec(self) -> str:
+        """The spec it was loaded from."""
+        return self._spec
+
+    @property
+    def vocab_size(self) -> int:
+        """Highest id plus one, special tokens included."""
+        return len(self._vocabulary)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over ids, bytes, special tokens, pattern and normaliser."""
+        return self._vocabulary.fingerprint
+
+    @property
+    def special_roles(self) -> Mapping[int, str]:
+        """Role of each special id."""
+        return self._vocabulary.special_roles
+
+    def encode(self, text: str) -> Encoding:
+        """Tokens and exact byte spans; see `Tokenizer.encode`."""
+        normalized = self._prepare(text)
+        return self._tokens(self._library.encode_ordinary(normalized.text), normalized)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+        """As `encode`, on the library's threads."""
+        num_threads = thread_count(len(texts))
+        if num_threads == 1:
+            return [self.encode(text) for text in texts]
+        normalized = [self._prepare(text) for text in texts]
+        ids = self._library.encode_ordinary_batch([each.text for each in normalized], num_threads=num_threads)
+        return list(map(self._tokens, ids, normalized))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Bytes of an id; empty for special and unused ids."""
+        return self._vocabulary.token_bytes(token_id)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids; invalid UTF-8 becomes U+FFFD."""
+        return self._vocabulary.decode(ids)
+
+    def _prepare(self, text: str) -> Normalized:
+        if len(text) >= MAX_WHITESPACE_RUN and _LONG_RUN.search(text):
+            raise TokenizerError(
+                f"{self._spec}: expected fewer than {MAX_WHITESPACE_RUN} whitespace characters in a row, "
+                "which is all that tiktoken can split; shorten the run"
+            )
+        return self._normalize(text)
+
+    def _tokens(self, ids: list[int], normalized: Normalized) -> Encoding:
+        array = np.array(ids, np.int32)
+        return normalized.tokens(array, self._vocabulary.lengths[array])
+
+
+def _special_ids(ranks: Mapping[bytes, int], family: Family) -> Mapping[str, int]:
+    """The published ids, but those after the highest rank where the file is a cut one or needs them itself."""
+    highest = max(ranks.values())
+    if highest >= family.highest_rank and set(family.specials.values()).isdisjoint(ranks.values()):
+        return family.specials
+    return {name: highest + 1 + offset for offset, name in enumerate(family.specials)}
+
+
+def load_rank_file(spec: str, path: Path, pattern: str) -> RankFileTokenizer:
+    """Load a rank file. pattern: a name of `patterns.FAMILIES`. Raises TokenizerError."""
+    family = find_family(pattern)
+    return RankFileTokenizer(spec, read_ranks(path), family)
+
+
+def read_ranks(path: Path) -> dict[bytes, int]:
+    """Bytes -> rank of a rank file. Raises TokenizerError with the line that is wrong, or without all 256 bytes."""
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if line.strip():
+            piece, rank = _parse_line(path, number, line)
+            ranks[piece] = rank
+    missing = sum(bytes([value]) not in ranks for value in range(256))
+    if missing:
+        raise TokenizerError(f"{path}: expected a rank for each of the 256 bytes, {missing} are missing")
+    if len(set(ranks.values())) < len(ranks):
+        raise TokenizerError(f"{path}: expected a rank of its own for each token, some share one")
+    return ranks
+
+
+def _parse_line(path: Path, number: int, line: bytes) -> tuple[bytes, int]:
+    try:
+        piece, rank = line.split()
+        return base64.b64decode(piece, validate=True), int(rank)
+    except (ValueError, binascii.Error):
+        raise TokenizerError(
+            f"{path}, line {number}: expected a token in base64 and its rank, got {line[:60]!r}"
+        ) from None
