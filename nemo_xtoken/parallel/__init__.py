@@ -1,5 +1,6 @@
 """Every collective of the loss: vocabulary shards, heads block by block, W across shards."""
 
+from nemo_xtoken.parallel.context import context_positions
 from nemo_xtoken.parallel.distillation import distillation_loss
 from nemo_xtoken.parallel.heads import cut_head
 from nemo_xtoken.parallel.pair import ShardedPair, shard_pair
@@ -10,6 +11,7 @@ __all__ = [
     "ShardedPair",
     "ShardedPartition",
     "ShardedProjection",
+    "context_positions",
     "cut_head",
     "distillation_loss",
     "shard_pair",

@@ -15,6 +15,7 @@ from nemo_xtoken.losses.cross_entropy import cross_entropy_per_row
 from nemo_xtoken.losses.filters import counted
 from nemo_xtoken.losses.vocabulary import log_softmax
 from nemo_xtoken.parallel.blocks import Block, RowPlan
+from nemo_xtoken.parallel.context import share_of_rank
 from nemo_xtoken.parallel.heads import cut_head
 from nemo_xtoken.parallel.pair import chunk_sum, shard_pair
 from nemo_xtoken.parallel.partition import ShardedPartition
@@ -44,9 +45,11 @@ def distillation_loss(
 ) -> LossTerms:
     """kd_scale·(sum of chunk losses·temperature²) + ce_scale·(sum of token cross-entropies) of one micro batch.
 
-    student_hidden  [b*s, h_S] after the last norm, the same on every tp rank; gradient complete on every tp rank
+    student_hidden  [b*s, h_S] after the last norm, the same on every tp rank; gradient complete on every tp rank.
+                    With cp_group: this rank's rows [b*s/cp, h_S], each sequence's in the order of `context_positions`
     student_head    [V_S/tp, h_S] shard, contiguous in tp rank order; shards may be uneven; gradient of the shard
-    teacher_hidden  [b*t, h_T], the same on every tp rank; None with teacher_head and matrix: cross-entropy alone
+    teacher_hidden  [b*t, h_T] ([b*t/cp, h_T]) likewise; None with teacher_head and matrix: cross-entropy alone
+    batch           the whole micro batch, the same on every rank of tp_group and cp_group
     matrix          W, cut by `shard_pair` for config.mode; or whole, and then cut at every call
     teacher_head    with W cut: its `teacher_rows` [owned, h_T], see `cut_head`;
                     with W whole: [V_T/tp, h_T] shard, contiguous in tp rank order, may be uneven
@@ -54,7 +57,8 @@ def distillation_loss(
 
     Returns LossTerms: numerator differentiable in student_hidden and student_head, denominator the number of counted
     chunks (of counted tokens without a teacher), metrics `kd` over chunks and `ce` over tokens; the same on every tp
-    rank. Numerators and denominators are summed over dp, never over tp, before they are divided.
+    rank. Over cp every chunk and row counts on one rank. Numerators and denominators are summed over dp and cp, never
+    over tp, before they are divided.
 
     Value and gradient are computed together, `config.block_rows` rows at a time, then the block's logits are dropped.
     Accumulation is in float32 (float64 for float64 input). Collectives over tp, each of one number per row or chunk
@@ -62,11 +66,14 @@ def distillation_loss(
     mass (and its backward) and one exchange of projected values with its reverse; for GOLD, H-KL and ULD one exchange
     of [c, sorted_cap] values a side, with the student's reverse; for strict top-k an all-gather of [tp, c, k]; for
     `first` and `last` merges of these the labels' log-probabilities. Per call: the values, the hidden gradient
-    [rows, h_S] and, with `teacher_top_k`, an all-gather of [tp, top_k] column maxima.
-    Raises ConfigError for a layout that is not available, and for heads or a cut that do not fit W or the mode.
+    [rows, h_S] and, with `teacher_top_k`, an all-gather of [tp, top_k] column maxima. Over cp: the hidden rows that
+    chunks lack, see `share_of_rank`, and with `teacher_top_k` the column maxima.
+    Raises ConfigError for heads or a cut that do not fit W or the mode, and for sequences that cp can't cut.
     """
-    _check(cp_group, teacher_hidden, teacher_head, matrix)
-    tp_group = None if tp_group is None or tp_group.size() == 1 else tp_group
+    _check(teacher_hidden, teacher_head, matrix)
+    tp_group, cp_group = (None if group is None or group.size() == 1 else group for group in (tp_group, cp_group))
+    if cp_group is not None:
+        student_hidden, teacher_hidden, batch = share_of_rank(student_hidden, teacher_hidden, batch, cp_group)
     teacher = None
     if teacher_hidden is not None and teacher_head is not None and matrix is not None:
         teacher = _Teacher.of(teacher_hidden, teacher_head, matrix, config, student_head, tp_group)
@@ -75,17 +82,15 @@ def distillation_loss(
     else:
         ranges = RowRange.of_head(student_head, tp_group)
         rows = ranges[0 if tp_group is None else tp_group.rank()].clip(student_vocab_size or ranges[-1].end)
-    task = _Task(batch, teacher, rows, config, tp_group, kd_scale, ce_scale)
+    task = _Task(batch, teacher, rows, config, tp_group, cp_group, kd_scale, ce_scale)
     numerator, kd, ce = _BlockwiseLoss.apply(student_hidden, student_head, task)  # pyright: ignore
     return task.terms(numerator, kd, ce)
 
 
-def _check(cp_group: dist.ProcessGroup | None, *teacher: object) -> None:
+def _check(*teacher: object) -> None:
     given = [x is not None for x in teacher]
     if any(given) and not all(given):
         raise ConfigError("teacher_hidden, teacher_head and matrix belong together: give all three or none")
-    if cp_group is not None and cp_group.size() > 1:
-        raise ConfigError(f"context parallel size {cp_group.size()} is not available in this version: use 1")
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,7 @@ class _Task:
     rows: RowRange
     config: LossConfig
     tp_group: dist.ProcessGroup | None
+    cp_group: dist.ProcessGroup | None
     kd_scale: Scale
     ce_scale: Scale
 
@@ -144,11 +150,13 @@ class _Task:
     def teacher_columns(self, plan: RowPlan) -> Tensor | None:
         """The columns of `teacher_top_k` among this rank's, None for all."""
         top_k = self.config.teacher_top_k
-        if self.teacher is None or top_k is None or self.config.mode != "p_kl" or len(plan.teacher_rows) == 0:
+        if self.teacher is None or top_k is None or self.config.mode != "p_kl":
             return None
         maximum = _accumulated(self.teacher.head.new_full((len(self.teacher.head),), -torch.inf))
         for rows in plan.teacher_rows.split(self.config.block_rows):
             maximum = torch.maximum(maximum, self.teacher.logits(rows, None).amax(0))
+        if self.cp_group is not None:
+            dist.all_reduce(maximum, dist.ReduceOp.MAX, group=self.cp_group)
         return top_columns(maximum, top_k, self.tp_group)
 
     def block_values(self, logits: Tensor, block: Block, columns: Tensor | None) -> tuple[Tensor, Tensor]:
