@@ -154,7 +154,8 @@ class _Task:
             return None
         maximum = _accumulated(self.teacher.head.new_full((len(self.teacher.head),), -torch.inf))
         for rows in plan.teacher_rows.split(self.config.block_rows):
-            maximum = torch.maximum(maximum, self.teacher.logits(rows, None).amax(0))
+            if len(rows):
+                maximum = torch.maximum(maximum, self.teacher.logits(rows, None).amax(0))
         if self.cp_group is not None:
             dist.all_reduce(maximum, dist.ReduceOp.MAX, group=self.cp_group)
         return top_columns(maximum, top_k, self.tp_group)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_xtoken import losses
-from nemo_xtoken.config import LossConfig
+from nemo_xtoken.config import Direction, LossConfig, LossMode, Merge
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.parallel import cut_head, distillation_loss, shard_pair, shard_projection
 from nemo_xtoken.types import ChunkRows, LossTerms
@@ -75,17 +75,20 @@ def assert_same(actual: Result, expected: Result, tolerance: float) -> None:
         torch.testing.assert_close(a, e, rtol=tolerance, atol=tolerance * float(e.abs().max()))
 
 
-MERGES_AND_DIRECTIONS = list(itertools.product(("mean", "first", "last"), ("forward", "reverse")))
+MERGES: tuple[Merge, ...] = ("mean", "first", "last")
+DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")
+MODES: tuple[LossMode, ...] = ("h_kl", "gold", "uld", "strict_top_k")
+OTHERS: tuple[tuple[Merge, Direction, float], ...] = (("mean", "forward", 1.0), ("first", "reverse", 2.0))
 CONFIGS = [
     *(
         LossConfig(merge=merge, direction=direction, block_rows=rows, teacher_top_k=top_k, temperature=temperature)
-        for merge, direction in MERGES_AND_DIRECTIONS
+        for merge, direction in itertools.product(MERGES, DIRECTIONS)
         for rows, top_k, temperature in [(7, None, 1.0), (512, 6, 2.0)]
     ),
     *(
         LossConfig(mode=mode, merge=merge, direction=direction, block_rows=7, temperature=temperature, strict_top_k=4)
-        for mode in ("h_kl", "gold", "uld", "strict_top_k")
-        for merge, direction, temperature in [("mean", "forward", 1.0), ("first", "reverse", 2.0)]
+        for mode in MODES
+        for merge, direction, temperature in OTHERS
     ),
     LossConfig(mode="h_kl", sorted_cap=5, merge="last"),
     LossConfig(one_to_one_only=True),

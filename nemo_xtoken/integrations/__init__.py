@@ -1,0 +1,1 @@
+"""Homes of the loss: megatron-core alone, NeMo, Megatron-Bridge. Nothing else in the package imports them."""

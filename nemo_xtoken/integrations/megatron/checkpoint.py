@@ -1,0 +1,151 @@
+"""Saves and resumes a whole training run through Megatron's dist_checkpointing."""
+
+from __future__ import annotations
+
+import queue
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from nemo_xtoken.errors import CheckpointError
+from nemo_xtoken.integrations.megatron import checkpoint_files
+from nemo_xtoken.integrations.megatron.balance import Balance
+from nemo_xtoken.integrations.megatron.inputs import Inputs, check_unchanged
+from nemo_xtoken.integrations.megatron.layout import Layout
+from nemo_xtoken.integrations.megatron.model_checkpoint import METADATA, HeadIds, check_fits
+
+OWNER = "this run"
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come: steps done, and samples taken from the data over all ranks."""
+
+    step: int
+    consumed_samples: int
+
+
+class TrainingState:
+    """Everything that a resumed run needs, besides its config: weights, optimizer, schedule, balance, random states.
+
+    The teacher is not part of it. With other `inputs` than it was started with a run does not go on.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        layout: Layout,
+        model: GPTModel,
+        optimizer: MegatronOptimizer,
+        schedule: OptimizerParamScheduler,
+        balance: Balance,
+        ids: HeadIds,
+        inputs: Inputs,
+    ) -> None:
+        self.run_dir, self.layout, self.model = run_dir, layout, model
+        self.optimizer, self.schedule, self.balance = optimizer, schedule, balance
+        self.ids, self.inputs = ids, inputs
+
+    def save(self, position: Position, keep: int) -> None:
+        """Write a checkpoint; once it is complete, delete all but the newest `keep`. Every rank must call it."""
+        written = [""]
+        if self.layout.rank == 0:
+            written[0] = str(checkpoint_files.start_writing(self.run_dir, position.step))
+        dist.broadcast_object_list(written, src=0)
+        _collect_writers_results_here()
+        dist_checkpointing.save({**self._sharded(loading=False), **self._common(position)}, written[0])
+        dist.barrier()
+        if self.layout.rank == 0:
+            checkpoint_files.finish_writing(Path(written[0]))
+            checkpoint_files.prune(self.run_dir, keep)
+        dist.barrier()
+
+    def resume(self) -> Position | None:
+        """Go on from the latest complete checkpoint; None where there is none. Every rank must call it.
+
+        Raises CheckpointError where it can't be read, or is of another model or other inputs.
+        """
+        checkpoint = self._agree_on_latest()
+        if checkpoint is None:
+            return None
+        wanted = self._sharded(loading=True)
+        check_fits(wanted["model"], checkpoint, OWNER, self.ids)
+        common = dist_checkpointing.load_common_state_dict(str(checkpoint))
+        check_unchanged(common["inputs"], self.inputs, self.run_dir)
+        if common["layout"] != self._layout():
+            del wanted["random"]  # there is one per rank, and without dropout nothing draws from it
+        try:
+            loaded: Any = dist_checkpointing.load(wanted, str(checkpoint))
+        except Exception as error:
+            raise CheckpointError(
+                f"checkpoint {checkpoint} can't be loaded ({error}); delete it to go on from the one before"
+            ) from error
+        self._apply(loaded)
+        return Position(loaded["step"], loaded["consumed_samples"])
+
+    def _sharded(self, loading: bool) -> dict[str, Any]:
+        model = self.model.sharded_state_dict(metadata=dict(METADATA))
+        optimizer = self.optimizer.sharded_state_dict(model, is_loading=loading, metadata=dict(METADATA))
+        return {"model": model, "optimizer": optimizer, "random": self._random_states()}
+
+    def _common(self, position: Position) -> dict[str, Any]:
+        return {
+            "schedule": self.schedule.state_dict(),
+            "balance": self.balance.state_dict(),
+            "step": position.step,
+            "consumed_samples": position.consumed_samples,
+            "head_ids": list(self.ids),
+            "layout": self._layout(),
+            "inputs": self.inputs,
+        }
+
+    def _layout(self) -> list[int]:
+        groups = self.layout.groups
+        return [groups.tp.size(), groups.pp.size(), groups.dp_cp.size()]
+
+    def _random_states(self) -> ShardedObject:
+        groups = self.layout.groups
+        states: dict[str, Any] = {"torch": torch.get_rng_state()}
+        if self.layout.device.type == "cuda":
+            tracker: Any = tensor_parallel.get_cuda_rng_tracker()
+            states |= {"cuda": torch.cuda.get_rng_state(), "tracker": tracker.get_states()}
+        return ShardedObject(
+            "random_states",
+            states,
+            global_shape=(groups.pp.size(), groups.tp.size(), groups.dp_cp.size()),
+            global_offset=(groups.pp.rank(), groups.tp.rank(), groups.dp_cp.rank()),
+            replica_id=0,
+        )
+
+    def _apply(self, loaded: dict[str, Any]) -> None:
+        self.model.load_state_dict(loaded["model"])
+        self.optimizer.load_state_dict(loaded["optimizer"])
+        self.schedule.load_state_dict(loaded["schedule"])
+        self.balance.load_state_dict(loaded["balance"])
+        if "random" in loaded:
+            torch.set_rng_state(loaded["random"]["torch"])
+            if self.layout.device.type == "cuda":
+                tracker: Any = tensor_parallel.get_cuda_rng_tracker()
+                torch.cuda.set_rng_state(loaded["random"]["cuda"])
+                tracker.set_states(loaded["random"]["tracker"])
+
+    def _agree_on_latest(self) -> Path | None:
+        found = [None if self.layout.rank else checkpoint_files.latest_complete(self.run_dir)]
+        dist.broadcast_object_list(found, src=0)
+        return found[0]
+
+
+def _collect_writers_results_here() -> None:
+    """Saving is synchronous, so its writers report to a queue of this process. Megatron's own is kept by a manager
+    process that takes seconds to start and outlives a rank that is killed."""
+    if getattr(filesystem_async, "_results_queue", "absent") is None:
+        filesystem_async._results_queue = queue.Queue()

@@ -1,0 +1,128 @@
+"""Starts torch.distributed and Megatron's process groups for one rank."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from nemo_xtoken.config import ParallelConfig
+from nemo_xtoken.errors import ConfigError, UnavailableError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where this rank stands in Megatron's grid, and its groups.
+
+    groups   Megatron's collection; the loss counts over `dp` and never over `tp`
+    device   where this rank's tensors live
+    """
+
+    parallel: ParallelConfig
+    device: torch.device
+    groups: ProcessGroupCollection
+
+    @property
+    def rank(self) -> int:
+        """Number of this rank in the whole job."""
+        return dist.get_rank()
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this rank embeds the tokens."""
+        return self.groups.pp.rank() == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank has the final hidden states, and so the loss and the teacher."""
+        return self.groups.pp.rank() == self.groups.pp.size() - 1
+
+    def teacher_groups(self) -> ProcessGroupCollection:
+        """The student's groups for a teacher that is not cut into pipeline stages. Every rank must call it.
+
+        The teacher shares the student's tp and dp groups; with pipeline stages it lives whole on the last one, so its
+        pipeline group is the rank alone.
+        """
+        if self.groups.pp.size() == 1:
+            return self.groups
+        alone: Any = dist.new_subgroups(group_size=1)[0]
+        groups = ProcessGroupCollection.use_mpu_process_groups()
+        groups.pp = groups.embd = groups.pos_embd = alone
+        groups.mp = groups.tp
+        return groups
+
+
+def refuse_what_does_not_run(parallel: ParallelConfig) -> None:
+    """Raises ConfigError for a layout that this version can't train in, with the reason."""
+    if parallel.context_parallel_size > 1:
+        raise ConfigError(
+            f"parallel.context_parallel_size must be 1, got {parallel.context_parallel_size}: chunks of one text may "
+            "not lie on several context parallel ranks yet; use tensor_model_parallel_size for long sequences"
+        )
+
+
+def start(parallel: ParallelConfig, device: str, seed: int, init_method: str = "env://") -> Layout:
+    """Join the job as the rank that RANK, WORLD_SIZE and LOCAL_RANK name; gloo on "cpu", nccl on "cuda".
+
+    A process group that is already there is used as it is. Raises ConfigError when the number of ranks is not that of
+    the layout, UnavailableError for "cuda" without a GPU.
+    """
+    refuse_what_does_not_run(parallel)
+    rank_device = _choose_device(device)
+    if not dist.is_initialized():
+        _check_world_size(int(os.environ.get("WORLD_SIZE", "1")), parallel)
+        dist.init_process_group(
+            backend="gloo" if device == "cpu" else "nccl",
+            init_method=init_method,
+            rank=int(os.environ.get("RANK", "0")),
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            timeout=timedelta(minutes=10),
+        )
+    _check_world_size(dist.get_world_size(), parallel)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
+    )
+    _seed(seed, device)
+    return Layout(parallel, rank_device, ProcessGroupCollection.use_mpu_process_groups())
+
+
+def stop() -> None:
+    """Leave the job."""
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+def _check_world_size(world_size: int, parallel: ParallelConfig) -> None:
+    if world_size != parallel.world_size:
+        raise ConfigError(
+            f"the layout needs {parallel.world_size} ranks (tensor {parallel.tensor_model_parallel_size} x pipeline "
+            f"{parallel.pipeline_model_parallel_size} x context {parallel.context_parallel_size} x data "
+            f"{parallel.data_parallel_size}), but the job has {world_size}; change parallel or the number of processes"
+        )
+
+
+def _choose_device(device: str) -> torch.device:
+    if device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UnavailableError("device: cuda needs a GPU and this machine shows none; set device=cpu")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _seed(seed: int, device: str) -> None:
+    torch.manual_seed(seed)
+    # The tracker keeps CUDA generator states; the inference one keeps none, which is right where there is no dropout.
+    model_parallel_cuda_manual_seed(seed, inference_rng_tracker=device == "cpu", force_reset_rng=True)
+    if device == "cpu":
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

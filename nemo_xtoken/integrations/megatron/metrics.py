@@ -1,0 +1,53 @@
+"""The curve of a run: one JSON line per step in metrics.jsonl, and the same numbers as TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+from torch.utils.tensorboard import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+class MetricsLog:
+    """Appends to a run's metrics from the step after `step` on; what a killed run logged beyond that is cut off."""
+
+    def __init__(self, run_dir: Path, step: int) -> None:
+        path = run_dir / METRICS_FILE
+        keep_lines_up_to(path, step)
+        self._file: TextIO = path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(run_dir / TENSORBOARD_FOLDER), purge_step=step + 1)
+
+    def write(self, line: Mapping[str, float | int]) -> None:
+        """Log one step; `line` has a "step"."""
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in line.items():
+            if name != "step":
+                self._events.add_scalar(name, value, int(line["step"]))
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        self._file.close()
+        self._events.close()
+
+
+def keep_lines_up_to(path: Path, step: int) -> None:
+    """Cut a metrics file to its whole lines of steps up to `step`."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _is_up_to(line, step)]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _is_up_to(line: str, step: int) -> bool:
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,74 @@
+"""A frozen teacher on the student's ranks: the same tensor- and data-parallel groups, its own model and checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from torch import Tensor
+
+from nemo_xtoken import parallel
+from nemo_xtoken.config import LossConfig, ParallelConfig, TeacherConfig
+from nemo_xtoken.data.manifest import Side
+from nemo_xtoken.integrations.megatron.attention_mask import document_mask
+from nemo_xtoken.integrations.megatron.head_tap import head_weight, rows
+from nemo_xtoken.integrations.megatron.layout import Layout
+from nemo_xtoken.integrations.megatron.model_checkpoint import HeadIds, load_model
+from nemo_xtoken.integrations.megatron.models import build_gpt
+from nemo_xtoken.projection import ProjectionMatrix
+from nemo_xtoken.types import DistillBatch
+
+
+class ColocatedTeacher:
+    """The teacher's final hidden states, and the part of its head that this rank owns.
+
+    head  [owned, h_T], the rows `pair.teacher_rows`; cut once, at the start
+    pair  this rank's part of W, cut for the loss
+    """
+
+    def __init__(
+        self, model: GPTModel, matrix: ProjectionMatrix, loss: LossConfig, student_head: Tensor, layout: Layout
+    ) -> None:
+        self.model, self.loss = model, loss
+        self.pair = parallel.shard_pair(matrix, loss, student_head, layout.groups.tp)
+        self.head = parallel.cut_head(head_weight(model), self.pair, layout.groups.tp)
+
+    @torch.no_grad()
+    def hidden(self, batch: DistillBatch) -> Tensor:
+        """[b*t, h_T] of the last layer after its norm, without gradient, the same on every tp rank."""
+        positions = batch.teacher_position_ids
+        return rows(self.model(batch.teacher_tokens, positions, document_mask(positions)))
+
+
+def load_teacher(
+    config: TeacherConfig, layout: Layout, *, tokenizer: Side, max_sequence_length: int, params_dtype: torch.dtype
+) -> tuple[GPTModel | None, Path]:
+    """The teacher's model, in eval mode and frozen, and the checkpoint its weights are from. Every rank must call it.
+
+    With pipeline stages the model is whole on the ranks of the last stage and None on the others.
+    Raises CheckpointError where the checkpoint is missing or of another model or tokenizer.
+    """
+    groups = layout.teacher_groups()
+    ids = HeadIds(config.model.vocab_size or tokenizer.vocab_size, tokenizer.fingerprint)
+    model = None
+    if layout.is_last_stage:
+        model = build_gpt(
+            config.model,
+            teacher_parallel(layout.parallel),
+            vocab_size=ids.size,
+            max_sequence_length=max_sequence_length,
+            device=layout.device.type,
+            seed=0,
+            params_dtype=params_dtype,
+            pg_collection=groups,
+        ).to(layout.device)
+        model.requires_grad_(False)
+        model.eval()
+    return model, load_model(model, Path(config.checkpoint), f"teacher {config.name!r}", ids)
+
+
+def teacher_parallel(student: ParallelConfig) -> ParallelConfig:
+    """The student's layout with all of the teacher's layers in one stage."""
+    return replace(student, pipeline_model_parallel_size=1)

@@ -1,0 +1,146 @@
+"""The training loop: Megatron's schedule, optimizer and checkpoints around the distillation loss."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from nemo_xtoken.config import RunConfig
+from nemo_xtoken.errors import XTokenError
+from nemo_xtoken.integrations.megatron import layout as layouts
+from nemo_xtoken.integrations.megatron.checkpoint import Position
+from nemo_xtoken.integrations.megatron.layout import Layout
+from nemo_xtoken.integrations.megatron.metrics import MetricsLog
+from nemo_xtoken.integrations.megatron.progress import ProgressDisplay
+from nemo_xtoken.integrations.megatron.setup import Training, set_up
+from nemo_xtoken.integrations.megatron.step import Counts, Scales, count_global_batch, sum_reports
+from nemo_xtoken.types import DistillBatch
+
+Line = dict[str, float | int]
+
+
+def run_rank(config: RunConfig, init_method: str) -> None:
+    """Train as the rank that the environment names, from the latest checkpoint to `train.steps`."""
+    layout = layouts.start(config.parallel, config.device, config.train.seed, init_method)
+    try:
+        train(config, layout)
+    finally:
+        layouts.stop()
+
+
+def train(config: RunConfig, layout: Layout) -> None:
+    """Train on a layout that has been started."""
+    training = set_up(config, layout)
+    start = training.start
+    batches = training.batches()
+    with ExitStack() as stack:
+        is_first = layout.rank == 0
+        log = MetricsLog(Path(config.run_dir), start.step) if is_first else None
+        if log is not None:
+            stack.callback(log.close)
+        display = stack.enter_context(
+            ProgressDisplay(config.train.steps, start.step, config.train.log_interval, silent=not is_first)
+        )
+        if start.step:
+            display.say(f"resuming {config.run_dir} after step {start.step}")
+        for step in range(start.step + 1, config.train.steps + 1):
+            line = train_step(training, step, next(batches))
+            line.update(validate(training) if _is_due(step, config.train.validation_interval) else {})
+            if log is not None:
+                log.write(line)
+            display.show(line)
+            if _is_due(step, config.train.checkpoint_interval) or step == config.train.steps:
+                training.state.save(Position(step, batches.consumed_samples), config.train.keep_checkpoints)
+
+
+def train_step(training: Training, step: int, micro_batches: Sequence[DistillBatch]) -> Line:
+    """One step of the optimizer. Returns its line of metrics, the same on every rank."""
+    started = time.monotonic()
+    balance = training.balance
+    counts = count_global_batch(micro_batches, training.loss, training.layout)
+    if balance.needs_measuring and training.config.teachers and counts.chunks:
+        means = run_micro_batches(training, micro_batches, Scales.of(counts, 1.0, 1.0), forward_only=True)
+        balance.update(means["kd"], _number(means["ce"]))
+    kd_weight = balance.kd_weight
+    means = run_micro_batches(training, micro_batches, _scales(training, counts), forward_only=False)
+    loss = _number(means["loss"])
+    if not math.isfinite(loss):
+        raise XTokenError(
+            f"the loss is {loss} at step {step}; lower optimizer.lr or lengthen optimizer.lr_warmup_steps"
+        )
+    training.schedule.step(1)
+    update: Any = training.optimizer.step()
+    line: Line = {"step": step, "loss": loss, "ce": _number(means["ce"])}
+    if training.config.teachers:
+        line |= {"kd": _number(means["kd"]), "ratio": _used_ratio(training, means, kd_weight), "chunks": counts.chunks}
+        balance.update(means["kd"], line["ce"])
+    seconds = time.monotonic() - started
+    return line | {
+        "lr": training.optimizer.param_groups[0]["lr"],
+        "grad_norm": float(update[1] or 0.0),
+        "tokens": counts.tokens,
+        "tokens_per_second": counts.tokens / seconds,
+        "seconds": seconds,
+    }
+
+
+def run_micro_batches(
+    training: Training, micro_batches: Sequence[DistillBatch], scales: Scales, *, forward_only: bool
+) -> dict[str, float | None]:
+    """Megatron's schedule over a step's micro batches; global means of the reported metrics, on every rank."""
+    model, config = training.model, training.config
+    if forward_only:
+        model.eval()
+    else:
+        model.train()
+        model.zero_grad_buffer()
+        training.optimizer.zero_grad()
+    reports = get_forward_backward_func()(
+        forward_step_func=training.objective.forward_step(scales),
+        data_iterator=iter(micro_batches),
+        model=[model],
+        num_microbatches=len(micro_batches),
+        seq_length=config.data.student_sequence_length,
+        micro_batch_size=config.train.micro_batch_size,
+        forward_only=forward_only,
+    )
+    return sum_reports(reports, ("loss", "ce", "kd") if config.teachers else ("loss", "ce"), training.layout)
+
+
+def validate(training: Training) -> Line:
+    """Means of L_CE, and with a teacher of L_KD, over the first `validation_batches` of the validation data."""
+    batches = training.validation_batches()
+    if batches is None:
+        return {}
+    count = training.config.train.validation_batches
+    micro_batches = [batch for _ in range(count) for batch in next(batches)]
+    means = run_micro_batches(training, micro_batches, Scales(0.0, 1.0), forward_only=True)
+    return {f"validation_{name}": value for name, value in means.items() if name != "loss" and value is not None}
+
+
+def _scales(training: Training, counts: Counts) -> Scales:
+    balance = training.balance.config
+    ceiling = balance.max_ratio if balance.mode == "micro_batch" else None
+    return Scales.of(counts, training.balance.kd_weight, training.balance.ce_weight, ceiling)
+
+
+def _used_ratio(training: Training, means: dict[str, float | None], kd_weight: float) -> float:
+    """The weight that L_KD had; where each micro batch has its own, the one that explains the step's loss."""
+    kd = means["kd"]
+    if training.balance.config.mode != "micro_batch" or not kd:
+        return kd_weight
+    return (_number(means["loss"]) - _number(means["ce"])) / kd
+
+
+def _number(mean: float | None) -> float:
+    return 0.0 if mean is None else mean
+
+
+def _is_due(step: int, interval: int) -> bool:
+    return interval > 0 and step % interval == 0
