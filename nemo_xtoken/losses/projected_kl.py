@@ -100,6 +100,7 @@ def projected_kl(
     batch: DistillBatch,
     matrix: ProjectionMatrix,
     config: LossConfig,
+    weights: Tensor | None = None,
 ) -> LossTerms:
     """P-KL of one micro batch: sum over valid chunks of KL(p_T || W^T p_S) on the columns K, times temperature².
 
@@ -108,13 +109,14 @@ def projected_kl(
     renormalised on K. Source: arXiv 2605.21699. Mode "same_tokenizer" is plain KL per position: W must be the identity.
 
     student_logits  [b*s, V_S], teacher_logits [b*t, V_T], any float dtype; gradient to the student's
+    weights         learnable W: [V_S, K] in the place of W's own, differentiable; empty entries stay empty
     Returns LossTerms with the number of valid chunks as denominator.
     """
     check_widths(student_logits, teacher_logits, matrix)
     if config.mode == "same_tokenizer":
         check_same_tokenizer(matrix)
     chunks, whole = counted(batch.chunks, config), WholeVocabulary()
-    projection = SparseProjection.from_matrix(matrix, student_logits.device)
+    projection = SparseProjection.from_matrix(matrix, student_logits.device, weights)
     reached = teacher_logits.index_select(1, projection.teacher_columns)
     columns = None
     if config.teacher_top_k is not None and len(chunks.mask):

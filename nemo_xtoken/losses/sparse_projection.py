@@ -41,12 +41,20 @@ class SparseProjection:
     weights: Tensor
 
     @classmethod
-    def from_matrix(cls, matrix: ProjectionMatrix, device: torch.device | str = "cpu") -> SparseProjection:
-        """The same W from its padded rows."""
+    def from_matrix(
+        cls, matrix: ProjectionMatrix, device: torch.device | str = "cpu", weights: Tensor | None = None
+    ) -> SparseProjection:
+        """The same W from its padded rows; weights [V_S, K], which may need a gradient, in the place of its own."""
         rows, slots = np.nonzero(matrix.indices >= 0)
         reached, columns = np.unique(matrix.indices[rows, slots], return_inverse=True)
-        arrays = (reached.astype(np.int64), rows, columns.reshape(-1), matrix.weights[rows, slots])
-        return cls(*(torch.as_tensor(array).to(device) for array in arrays))
+        if weights is None:
+            weights = torch.as_tensor(matrix.weights, device=device)
+        return cls(
+            teacher_columns=torch.as_tensor(reached.astype(np.int64), device=device),
+            rows=torch.as_tensor(rows, device=device),
+            columns=torch.as_tensor(columns.reshape(-1), device=device),
+            weights=weights[rows, slots],
+        )
 
     def project(self, student: Tensor) -> Tensor:
         """q = W^T p: [c, V_S] -> [c, reached]; rows of W sum to 1, so mass is kept but for empty rows of W."""

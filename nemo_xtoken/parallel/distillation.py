@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ def distillation_loss(
     kd_scale: Scale = 1.0,
     ce_scale: Scale = 0.0,
     student_vocab_size: int | None = None,
+    weights: Tensor | None = None,
 ) -> LossTerms:
     """kd_scale·(sum of chunk losses·temperature²) + ce_scale·(sum of token cross-entropies) of one micro batch.
 
@@ -54,6 +55,8 @@ def distillation_loss(
     teacher_head    with W cut: its `teacher_rows` [owned, h_T], see `cut_head`;
                     with W whole: [V_T/tp, h_T] shard, contiguous in tp rank order, may be uneven
     student_vocab_size  real ids of the head, by default W's; later rows are padding: no probability, zero gradient
+    weights         learnable W, P-KL only: [local rows of W, K] in the place of the cut W's weights, see
+                    `ShardedProjection`; differentiable, its gradient complete on this rank but for dp and cp
 
     Returns LossTerms: numerator differentiable in student_hidden and student_head, denominator the number of counted
     chunks (of counted tokens without a teacher), metrics `kd` over chunks and `ce` over tokens; the same on every tp
@@ -83,7 +86,9 @@ def distillation_loss(
         ranges = RowRange.of_head(student_head, tp_group)
         rows = ranges[0 if tp_group is None else tp_group.rank()].clip(student_vocab_size or ranges[-1].end)
     task = _Task(batch, teacher, rows, config, tp_group, cp_group, kd_scale, ce_scale)
-    numerator, kd, ce = _BlockwiseLoss.apply(student_hidden, student_head, task)  # pyright: ignore
+    if weights is not None and not isinstance(matrix, ShardedProjection):
+        raise ConfigError("learnable weights need W cut by shard_projection, and a loss mode that projects: 'p_kl'")
+    numerator, kd, ce = _BlockwiseLoss.apply(student_hidden, student_head, weights, task)  # pyright: ignore
     return task.terms(numerator, kd, ce)
 
 
@@ -160,8 +165,13 @@ class _Task:
             dist.all_reduce(maximum, dist.ReduceOp.MAX, group=self.cp_group)
         return top_columns(maximum, top_k, self.tp_group)
 
-    def block_values(self, logits: Tensor, block: Block, columns: Tensor | None) -> tuple[Tensor, Tensor]:
-        """This rank's partial sums of the chunk losses and of the cross-entropies: logits [rows, local real ids]."""
+    def block_values(
+        self, logits: Tensor, block: Block, columns: Tensor | None, own_weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """This rank's partial sums of the chunk losses and of the cross-entropies.
+
+        logits [rows, local real ids]; own_weights [entries] of learnable W
+        """
         vocabulary, config = vocabulary_of(self.tp_group), self.config
         log_probs = log_softmax(logits, vocabulary)
         labels = self.rows.local(block.labels)
@@ -171,11 +181,18 @@ class _Task:
         if config.temperature != 1:
             log_probs = log_softmax(logits, vocabulary, config.temperature)
         teacher_logits = self.teacher.logits(block.teacher_rows, columns)
+        pair = self.teacher.pair if own_weights is None else replace(self.projection(), weights=own_weights)
         kd = chunk_sum(
-            self.teacher.pair, log_probs, labels, teacher_logits, block.teacher_labels, block.chunks, columns, config,
+            pair, log_probs, labels, teacher_logits, block.teacher_labels, block.chunks, columns, config,
             vocabulary,
         )  # fmt: skip
         return kd * config.temperature**2, ce
+
+    def projection(self) -> ShardedProjection:
+        """This rank's part of W, in a mode that projects."""
+        assert self.teacher is not None
+        assert isinstance(self.teacher.pair, ShardedProjection)
+        return self.teacher.pair
 
     def terms(self, numerator: Tensor, kd: Tensor, ce: Tensor) -> LossTerms:
         """The sums with what they are divided by."""
@@ -190,10 +207,12 @@ class _BlockwiseLoss(torch.autograd.Function):
     """Value and gradient in one pass over the blocks; backward only scales."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, task: _Task) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, weights: Tensor | None, task: _Task
+    ) -> tuple[Tensor, Tensor, Tensor]:
         plan = RowPlan.of(task.batch, task.chunks())
         columns = task.teacher_columns(plan)
-        accumulator = _Accumulator(hidden, head, task, any(ctx.needs_input_grad))
+        accumulator = _Accumulator(hidden, head, weights, task, any(ctx.needs_input_grad))
         for block in plan.blocks(task.config.block_rows):
             accumulator.add(block, columns)
         numerator, kd, ce = accumulator.values()
@@ -202,21 +221,26 @@ class _BlockwiseLoss(torch.autograd.Function):
         return numerator, kd, ce
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        hidden_grad, head_grad = ctx.gradients
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.gradients
         ctx.gradients = None
-        return hidden_grad * grads[0].to(hidden_grad.dtype), head_grad * grads[0].to(head_grad.dtype), None
+        # In place: the head's gradient is the largest tensor of the loss.
+        return *(None if gradient is None else gradient.mul_(grads[0]) for gradient in gradients), None
 
 
 class _Accumulator:
     """Sums of values and gradients over the blocks of a micro batch."""
 
-    def __init__(self, hidden: Tensor, head: Tensor, task: _Task, needs_grad: bool) -> None:
+    def __init__(self, hidden: Tensor, head: Tensor, weights: Tensor | None, task: _Task, needs_grad: bool) -> None:
         self.hidden, self.head, self.task, self.needs_grad = hidden, head[: len(task.rows)], task, needs_grad
+        self.weights, self.own_weights = weights, None
+        if weights is not None:
+            self.own_weights = weights.flatten().index_select(0, task.projection().slots).requires_grad_(needs_grad)
         zero = _accumulated(hidden.new_zeros(()))
         self.kd, self.ce = zero, zero.clone()
         self.hidden_grad = _accumulated(torch.zeros_like(hidden)) if needs_grad else None
         self.head_grad = _accumulated(torch.zeros_like(head)) if needs_grad else None
+        self.own_weights_grad = None if self.own_weights is None else torch.zeros_like(self.own_weights)
 
     def add(self, block: Block, columns: Tensor | None) -> None:
         """One block: logits, values and, where asked for, the gradient; nothing of it is kept."""
@@ -224,15 +248,18 @@ class _Accumulator:
         logits = _accumulated(rows @ self.head.t())
         with torch.set_grad_enabled(self.needs_grad):
             logits.requires_grad_(self.needs_grad)
-            kd, ce = self.task.block_values(logits, block, columns)
+            kd, ce = self.task.block_values(logits, block, columns, self.own_weights)
             partial = self.task.kd_scale * kd + self.task.ce_scale * ce
         self.kd = self.kd + kd.detach()
         self.ce = self.ce + ce.detach()
         if self.hidden_grad is not None and self.head_grad is not None:
-            (logits_grad,) = torch.autograd.grad(partial, logits)
+            inputs = (logits,) if self.own_weights is None else (logits, self.own_weights)
+            logits_grad, *weights_grad = torch.autograd.grad(partial, inputs)
             logits_grad = logits_grad.to(self.head.dtype)
             self.hidden_grad[block.student_rows] = _accumulated(logits_grad @ self.head)
-            self.head_grad[: len(self.head)] += _accumulated(logits_grad.t() @ rows)
+            _add_product(self.head_grad[: len(self.head)], logits_grad.t(), rows)
+            if self.own_weights_grad is not None:
+                self.own_weights_grad += weights_grad[0]
 
     def values(self) -> tuple[Tensor, Tensor, Tensor]:
         """Weighted sum, chunk losses and cross-entropies, summed over tp in one all-reduce."""
@@ -242,13 +269,28 @@ class _Accumulator:
         kd, ce = values.unbind()
         return self.task.kd_scale * kd + self.task.ce_scale * ce, kd, ce
 
-    def gradients(self) -> tuple[Tensor, Tensor] | None:
-        """Gradient of the hidden states, summed over tp, and of the head's shard, in the dtypes of both."""
+    def gradients(self) -> tuple[Tensor | None, ...]:
+        """Gradients of hidden states, summed over tp, of the head's shard and of W's rows, in the dtypes of these."""
         if self.hidden_grad is None or self.head_grad is None:
-            return None
+            return None, None, None
         if self.task.tp_group is not None:
             dist.all_reduce(self.hidden_grad, group=self.task.tp_group)
-        return self.hidden_grad.to(self.hidden.dtype), self.head_grad.to(self.head.dtype)
+        return self.hidden_grad.to(self.hidden.dtype), self.head_grad.to(self.head.dtype), self._weights_grad()
+
+    def _weights_grad(self) -> Tensor | None:
+        if self.weights is None or self.own_weights_grad is None:
+            return None
+        gradient = torch.zeros_like(self.weights).flatten()
+        gradient[self.task.projection().slots] = self.own_weights_grad
+        return gradient.view_as(self.weights)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, without a temporary where the precision is the same."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += _accumulated(left @ right)
 
 
 def _accumulated(x: Tensor) -> Tensor:

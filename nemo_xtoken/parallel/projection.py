@@ -31,6 +31,7 @@ class ShardedProjection:
     teacher_rows      [owned] int64, ascending teacher ids whose columns this rank owns: the rows of its teacher head
     rows, columns     [entries] int64: local student row, and a column below `owned` or, from there on, a send slot
     weights           [entries] float32
+    slots             [entries] int64, where each stands in the rank's rows of W, [local rows, K] flattened
     send, receive     number of values per chunk to and from each tp rank
     receive_columns   [sum(receive)] int64, the owned column that each received value is added to
     """
@@ -40,6 +41,7 @@ class ShardedProjection:
     rows: Tensor
     columns: Tensor
     weights: Tensor
+    slots: Tensor
     send: tuple[int, ...]
     receive: tuple[int, ...]
     receive_columns: Tensor
@@ -67,11 +69,13 @@ def shard_projection(
     """
     students = student_ranges(student_head, matrix.student_vocab_size, tp_group)
     rows, slots = np.nonzero(matrix.indices >= 0)
-    entries = _Entries(rows, matrix.indices[rows, slots].astype(np.int64), matrix.weights[rows, slots])
+    entries = _Entries(rows, slots, matrix.indices[rows, slots].astype(np.int64), matrix.weights[rows, slots])
     tp_rank = 0 if tp_group is None else tp_group.rank()
     cut = _Cut(entries, range_of(students, entries.student), tp_rank, len(students))
-    arrays = (cut.owned, cut.mine.student - students[tp_rank].start, cut.columns(), cut.mine.weight)
-    teacher_rows, local_rows, columns, weights = (torch.as_tensor(a, device=student_head.device) for a in arrays)
+    own_rows = cut.mine.student - students[tp_rank].start
+    own_slots = own_rows * matrix.indices.shape[1] + cut.mine.slot
+    arrays = (cut.owned, own_rows, cut.columns(), cut.mine.weight, own_slots)
+    teacher_rows, local_rows, columns, weights, slots = (torch.as_tensor(a, device=student_head.device) for a in arrays)
     receive, receive_columns = cut.receive()
     return ShardedProjection(
         student_rows=students[tp_rank],
@@ -79,6 +83,7 @@ def shard_projection(
         rows=local_rows,
         columns=columns,
         weights=weights,
+        slots=slots,
         send=cut.send(),
         receive=receive,
         receive_columns=torch.as_tensor(receive_columns, device=student_head.device),
@@ -88,14 +93,15 @@ def shard_projection(
 
 @dataclass(frozen=True)
 class _Entries:
-    """W in coordinate form: student id, teacher id and weight of each entry."""
+    """W in coordinate form: student id, place in its row, teacher id and weight of each entry."""
 
     student: Ids
+    slot: Ids
     teacher: Ids
     weight: NDArray[np.float32]
 
     def of(self, kept: NDArray[np.bool_]) -> _Entries:
-        return _Entries(self.student[kept], self.teacher[kept], self.weight[kept])
+        return _Entries(self.student[kept], self.slot[kept], self.teacher[kept], self.weight[kept])
 
 
 class _Cut:

@@ -176,6 +176,34 @@ def test_a_denominator_counted_over_tp_halves_the_loss_at_tp_2() -> None:
         assert wrong == pytest.approx(one[0] / 2, rel=1e-12)
 
 
+@pytest.mark.parametrize("tp_size", [1, 2, 4])
+def test_the_gradient_of_learnable_w_equals_the_pure_maths(tp_size: int) -> None:
+    problem = random_problem(21, student_padding=2)
+    weights = torch.from_numpy(problem.matrix.weights).double()
+    config = LossConfig(block_rows=7, teacher_top_k=9)
+
+    def ranks() -> tuple[float, Tensor]:
+        group = dist.group.WORLD
+        head = shard(problem.student_head, dist.get_rank(), tp_size)
+        cut = shard_projection(problem.matrix, head, group)
+        own = weights[cut.student_rows.start : cut.student_rows.end].clone().requires_grad_()
+        teacher_head = cut_head(shard(problem.teacher_head, dist.get_rank(), tp_size), cut, group)
+        terms = distillation_loss(
+            problem.student_hidden, head, problem.teacher_hidden, teacher_head, problem.batch, cut, config, group,
+            ce_scale=CE_SCALE, weights=own,
+        )  # fmt: skip
+        (grad,) = torch.autograd.grad(terms.numerator, own)
+        return terms.metrics["kd"].total.item(), grad
+
+    results = run_ranks(tp_size, ranks)
+    whole = weights.clone().requires_grad_()
+    inputs = (problem.student_logits, problem.teacher_logits, problem.batch, problem.matrix, config, whole)
+    expected = losses.projected_kl(*inputs).numerator
+    assert results[0][0] == pytest.approx(expected.item(), rel=1e-10)
+    actual = torch.cat([grad for _, grad in results])
+    torch.testing.assert_close(actual, torch.autograd.grad(expected, whole)[0], rtol=1e-10, atol=1e-12)
+
+
 def test_the_block_size_does_not_change_the_result() -> None:
     problem = random_problem(17, length=60, teacher_length=70)
     results = [run_ranks(1, sharded, problem, LossConfig(block_rows=rows), True)[0] for rows in (1, 2, 3, 10, 64, 4096)]

@@ -16,6 +16,7 @@ from nemo_xtoken import losses
 from nemo_xtoken.config import LossConfig
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.losses.divergence import divergence
+from nemo_xtoken.losses.learnable import row_parameters, row_weights
 from nemo_xtoken.losses.sparse_projection import SparseProjection
 from nemo_xtoken.losses.vocabulary import WholeVocabulary, log_softmax
 from nemo_xtoken.projection.matrix import ProjectionMatrix
@@ -396,3 +397,37 @@ def test_one_to_one_only_leaves_longer_chunks_out_of_sum_and_count() -> None:
     everything = losses.projected_kl(*inputs, problem.batch, problem.matrix, LossConfig())
     assert filtered.numerator.item() == expected.numerator.item()
     assert filtered.denominator == expected.denominator < everything.denominator
+
+
+# --- learnable W ------------------------------------------------------------------------------------------------------
+
+
+def test_learnable_rows_start_as_w_and_stay_distributions() -> None:
+    matrix = random_problem(11).matrix
+    weights, filled = torch.from_numpy(matrix.weights), torch.from_numpy(matrix.indices >= 0)
+    parameters = row_parameters(weights, filled)
+    torch.testing.assert_close(row_weights(parameters, filled), weights)
+    moved = row_weights(parameters + torch.randn(parameters.shape, generator=torch.Generator().manual_seed(0)), filled)
+    assert (moved >= 0).all()
+    assert moved[~filled].abs().max() == 0
+    torch.testing.assert_close(moved.sum(-1), filled.any(-1).float())
+    exact = torch.from_numpy(matrix.exact_rows)
+    torch.testing.assert_close(moved[exact], weights[exact])
+    assert (moved - weights).abs().max() > 0.1
+
+
+def test_the_gradient_of_w_is_that_of_finite_differences_and_lowers_the_loss() -> None:
+    problem = random_problem(12, student_vocab=8, teacher_vocab=7, sequences=1, length=8, teacher_length=8)
+    filled = torch.from_numpy(problem.matrix.indices >= 0)
+    parameters = row_parameters(torch.from_numpy(problem.matrix.weights).double(), filled).requires_grad_()
+
+    def value(parameters: Tensor) -> Tensor:
+        return losses.projected_kl(
+            problem.student_logits, problem.teacher_logits, problem.batch, problem.matrix, LossConfig(),
+            row_weights(parameters, filled),
+        ).numerator  # fmt: skip
+
+    assert torch.autograd.gradcheck(value, parameters)
+    before = value(parameters)
+    (grad,) = torch.autograd.grad(before, parameters)
+    assert value(parameters - 0.05 * grad) < before
