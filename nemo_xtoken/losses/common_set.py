@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.config import LossConfig, LossMode, Merge
-from nemo_xtoken.losses.divergence import divergence, probability_floor, renormalised_divergence
+from nemo_xtoken.losses.chunk_sums import ChunkSums, agreement, entropy
+from nemo_xtoken.losses.divergence import divergence, divergence_on, probability_floor
 from nemo_xtoken.losses.filters import counted
 from nemo_xtoken.losses.merge import label_log_probability, observed_log_probability, representative_row, run_mean
 from nemo_xtoken.losses.partition import Partition, whole_partition
@@ -46,6 +47,19 @@ def _observed(
     return log_probs.index_select(0, representative_row(start, end, how)) + observed.unsqueeze(-1)
 
 
+def common_set_sums(
+    student_log: Tensor, teacher_log: Tensor, partition: Partition, config: LossConfig, vocabulary: Vocabulary
+) -> ChunkSums:
+    """Partial sums of the mode's chunk losses, without the factor temperature²: [c, local] log-probabilities twice."""
+    loss = strict_top_k_sum if config.mode == "strict_top_k" else partition_sum
+    pairs = (partition.common_student, partition.common_teacher)
+    return ChunkSums(
+        loss=loss(student_log, teacher_log, partition, config, vocabulary),
+        teacher_entropy=entropy(teacher_log),
+        top_1_agreement=agreement(teacher_log, student_log.detach(), pairs, vocabulary),
+    )
+
+
 def partition_sum(
     student_log: Tensor, teacher_log: Tensor, partition: Partition, config: LossConfig, vocabulary: Vocabulary
 ) -> Tensor:
@@ -76,7 +90,7 @@ def strict_top_k_sum(
     student = student_log.index_select(1, partition.common_student).exp()
     kept = teacher >= threshold
     some = vocabulary.complete(kept.sum(-1).to(teacher.dtype)) > 0
-    values = renormalised_divergence(teacher, student, vocabulary, config.direction, kept)
+    values = divergence_on(kept, teacher, student, vocabulary, config.direction)
     return torch.where(some, values, torch.zeros_like(values)).sum()
 
 
@@ -95,15 +109,14 @@ def _loss(
     teacher_log = log_softmax(teacher_logits[:, : matrix.teacher_vocab_size], whole, config.temperature)
     student_labels, teacher_labels = batch.student_labels.flatten(), batch.teacher_labels.flatten()
     partition = whole_partition(matrix, config, student_logits.device)
-    compare = strict_top_k_sum if mode == "strict_top_k" else partition_sum
-    value = compare(
+    sums = common_set_sums(
         merged_student_log(student_log, student_labels, chunks, config.merge, whole),
         merged_teacher_log(teacher_log, teacher_labels, chunks, config.merge, whole),
         partition,
         config,
         whole,
     )
-    return chunk_terms(value, chunks, config)
+    return chunk_terms(sums, chunks, config)
 
 
 def gold(

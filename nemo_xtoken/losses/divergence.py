@@ -26,22 +26,26 @@ def divergence(teacher_log: Tensor, student_log: Tensor, direction: Direction) -
     return divergence_terms(teacher_log, student_log, direction).sum(-1)
 
 
-def renormalised_divergence(
-    teacher_log: Tensor, student: Tensor, vocabulary: Vocabulary, direction: Direction, kept: Tensor | None = None
-) -> Tensor:
-    """Partial KL after both sides are normalised over the given columns of all holders: -> [c].
+def renormalised_logs(teacher_log: Tensor, student: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+    """Logs of both sides, normalised over the given columns of all holders: [c, local] twice.
 
     teacher_log  [c, local] log of the teacher's side up to a constant per chunk
     student      [c, local] the student's side up to a factor per chunk
-    kept         [c, local] bool, the columns that count in each chunk; None is all of them
     """
-    if kept is not None:
-        # Half the least number stands in for log 0, so that no gradient meets inf - inf.
-        teacher_log = teacher_log.masked_fill(~kept, torch.finfo(teacher_log.dtype).min / 2)
-        student = student.masked_fill(~kept, 0)
-    teacher_log = teacher_log - log_sum_exp(teacher_log, vocabulary).unsqueeze(-1)
-    student_total = total(student, vocabulary).unsqueeze(-1)
     floor = probability_floor(student.dtype)
-    student_log = student.clamp_min(floor).log() - student_total.clamp_min(floor).log()
-    terms = divergence_terms(teacher_log, student_log, direction)
-    return (terms if kept is None else terms.masked_fill(~kept, 0)).sum(-1)
+    student_total = total(student, vocabulary).clamp_min(floor).log().unsqueeze(-1)
+    teacher_total = log_sum_exp(teacher_log, vocabulary).unsqueeze(-1)
+    return teacher_log - teacher_total, student.clamp_min(floor).log() - student_total
+
+
+def divergence_on(
+    kept: Tensor, teacher_log: Tensor, student: Tensor, vocabulary: Vocabulary, direction: Direction
+) -> Tensor:
+    """Partial KL after both sides are normalised over the kept columns of each chunk, [c, local] bool: -> [c].
+
+    A chunk without such a column has a finite value without meaning. Other arguments as in `renormalised_logs`.
+    """
+    # Half the least number stands in for log 0, so that no gradient meets inf - inf.
+    teacher_log = teacher_log.masked_fill(~kept, torch.finfo(teacher_log.dtype).min / 2)
+    logs = renormalised_logs(teacher_log, student.masked_fill(~kept, 0), vocabulary)
+    return divergence_terms(*logs, direction).masked_fill(~kept, 0).sum(-1)

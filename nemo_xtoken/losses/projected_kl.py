@@ -7,7 +7,8 @@ from torch import Tensor
 
 from nemo_xtoken.config import LossConfig, Merge
 from nemo_xtoken.errors import ConfigError
-from nemo_xtoken.losses.divergence import renormalised_divergence
+from nemo_xtoken.losses.chunk_sums import ChunkSums, agreement, entropy
+from nemo_xtoken.losses.divergence import divergence, renormalised_logs
 from nemo_xtoken.losses.filters import counted
 from nemo_xtoken.losses.merge import representative_row, run_mean, run_rows
 from nemo_xtoken.losses.sparse_projection import Projection, SparseProjection
@@ -35,7 +36,7 @@ def merged_teacher(scaled_logits: Tensor, chunks: ChunkRows, how: Merge) -> Tens
     return scaled_logits.index_select(0, representative_row(start, end, how))
 
 
-def projected_kl_sum(
+def projected_kl_sums(
     student_log_probs: Tensor,
     teacher_logits: Tensor,
     chunks: ChunkRows,
@@ -43,8 +44,8 @@ def projected_kl_sum(
     columns: Tensor | None,
     config: LossConfig,
     vocabulary: Vocabulary,
-) -> Tensor:
-    """Partial sum of the chunks' P-KL over the local teacher columns, without the factor temperature²: -> scalar.
+) -> ChunkSums:
+    """Partial sums of the chunks' P-KL over the local teacher columns, without the factor temperature².
 
     student_log_probs  [student rows, local student columns] at the config's temperature, without padded ids
     teacher_logits     [teacher rows, selected local teacher columns that W reaches]
@@ -56,7 +57,12 @@ def projected_kl_sum(
     if columns is not None:
         student = student.index_select(1, columns)
     teacher_log = merged_teacher(teacher_logits / config.temperature, chunks, config.merge)
-    return renormalised_divergence(teacher_log, student, vocabulary, config.direction).sum()
+    teacher_log, student_log = renormalised_logs(teacher_log, student, vocabulary)
+    return ChunkSums(
+        loss=divergence(teacher_log, student_log, config.direction).sum(),
+        teacher_entropy=entropy(teacher_log),
+        top_1_agreement=agreement(teacher_log, student_log.detach(), None, vocabulary),
+    )
 
 
 def top_columns(column_maximum: Tensor, top_k: int) -> Tensor:
@@ -87,11 +93,19 @@ def check_same_tokenizer(matrix: ProjectionMatrix) -> None:
         raise ConfigError("loss mode 'same_tokenizer' needs one tokenizer on both sides, W is of two: use 'p_kl'")
 
 
-def chunk_terms(value: Tensor, chunks: ChunkRows, config: LossConfig) -> LossTerms:
-    """The sum over valid chunks times temperature², over their number."""
-    numerator = value * config.temperature**2
-    denominator = value.new_tensor(float(len(chunks.mask)))
-    return LossTerms(numerator, denominator, {"kd": Sum(numerator.detach(), denominator)})
+def chunk_terms(sums: ChunkSums, chunks: ChunkRows, config: LossConfig) -> LossTerms:
+    """The sum over counted chunks times temperature², over their number."""
+    numerator = sums.loss * config.temperature**2
+    denominator = sums.loss.new_tensor(float(len(chunks.mask)))
+    return LossTerms(
+        numerator,
+        denominator,
+        {
+            "kd": Sum(numerator.detach(), denominator),
+            "teacher_entropy": Sum(sums.teacher_entropy, denominator),
+            "top_1_agreement": Sum(sums.top_1_agreement, denominator),
+        },
+    )
 
 
 def projected_kl(
@@ -124,5 +138,5 @@ def projected_kl(
         columns = top_columns(reached.index_select(0, rows).amax(0), config.teacher_top_k)
         reached = reached.index_select(1, columns)
     log_probs = log_softmax(student_logits[:, : matrix.student_vocab_size], whole, config.temperature)
-    value = projected_kl_sum(log_probs, reached, chunks, projection, columns, config, whole)
-    return chunk_terms(value, chunks, config)
+    sums = projected_kl_sums(log_probs, reached, chunks, projection, columns, config, whole)
+    return chunk_terms(sums, chunks, config)

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from nemo_xtoken.config import LossConfig
 from nemo_xtoken.errors import ConfigError
+from nemo_xtoken.losses.chunk_sums import ChunkSums
 from nemo_xtoken.losses.cross_entropy import cross_entropy_per_row
 from nemo_xtoken.losses.filters import counted
 from nemo_xtoken.losses.vocabulary import log_softmax
 from nemo_xtoken.parallel.blocks import Block, RowPlan
 from nemo_xtoken.parallel.context import share_of_rank
 from nemo_xtoken.parallel.heads import cut_head
-from nemo_xtoken.parallel.pair import chunk_sum, shard_pair
+from nemo_xtoken.parallel.pair import chunk_sums, shard_pair
 from nemo_xtoken.parallel.partition import ShardedPartition
 from nemo_xtoken.parallel.projection import ShardedProjection
 from nemo_xtoken.parallel.top_columns import top_columns
@@ -26,6 +27,8 @@ from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.types import ChunkRows, DistillBatch, LossTerms, Sum
 
 Scale = float | Tensor
+SUMS = ("ce", "kd", "teacher_entropy", "top_1_agreement")
+"""Sums that blocks add up: cross-entropy over tokens, the others over chunks (see `losses.chunk_sums`)."""
 
 
 def distillation_loss(
@@ -59,7 +62,8 @@ def distillation_loss(
                     `ShardedProjection`; differentiable, its gradient complete on this rank but for dp and cp
 
     Returns LossTerms: numerator differentiable in student_hidden and student_head, denominator the number of counted
-    chunks (of counted tokens without a teacher), metrics `kd` over chunks and `ce` over tokens; the same on every tp
+    chunks (of counted tokens without a teacher), metrics `ce` over tokens, `kd`, `teacher_entropy` (nats) and
+    `top_1_agreement` over chunks, `chunk_tokens` (student tokens in counted chunks) over tokens; the same on every tp
     rank. Over cp every chunk and row counts on one rank. Numerators and denominators are summed over dp and cp, never
     over tp, before they are divided.
 
@@ -88,8 +92,8 @@ def distillation_loss(
     task = _Task(batch, teacher, rows, config, tp_group, cp_group, kd_scale, ce_scale)
     if weights is not None and not isinstance(matrix, ShardedProjection):
         raise ConfigError("learnable weights need W cut by shard_projection, and a loss mode that projects: 'p_kl'")
-    numerator, kd, ce = _BlockwiseLoss.apply(student_hidden, student_head, weights, task)  # pyright: ignore
-    return task.terms(numerator, kd, ce)
+    numerator, sums = _BlockwiseLoss.apply(student_hidden, student_head, weights, task)  # pyright: ignore
+    return task.terms(numerator, sums)
 
 
 def _check(*teacher: object) -> None:
@@ -167,8 +171,8 @@ class _Task:
 
     def block_values(
         self, logits: Tensor, block: Block, columns: Tensor | None, own_weights: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """This rank's partial sums of the chunk losses and of the cross-entropies.
+    ) -> tuple[ChunkSums | None, Tensor]:
+        """This rank's partial sums over chunks, None without a teacher, and of the cross-entropies.
 
         logits [rows, local real ids]; own_weights [entries] of learnable W
         """
@@ -177,16 +181,16 @@ class _Task:
         labels = self.rows.local(block.labels)
         ce = cross_entropy_per_row(log_probs, labels, block.mask).sum()
         if self.teacher is None:
-            return ce.new_zeros(()), ce
+            return None, ce
         if config.temperature != 1:
             log_probs = log_softmax(logits, vocabulary, config.temperature)
         teacher_logits = self.teacher.logits(block.teacher_rows, columns)
         pair = self.teacher.pair if own_weights is None else replace(self.projection(), weights=own_weights)
-        kd = chunk_sum(
+        sums = chunk_sums(
             pair, log_probs, labels, teacher_logits, block.teacher_labels, block.chunks, columns, config,
             vocabulary,
         )  # fmt: skip
-        return kd * config.temperature**2, ce
+        return sums, ce
 
     def projection(self) -> ShardedProjection:
         """This rank's part of W, in a mode that projects."""
@@ -194,31 +198,33 @@ class _Task:
         assert isinstance(self.teacher.pair, ShardedProjection)
         return self.teacher.pair
 
-    def terms(self, numerator: Tensor, kd: Tensor, ce: Tensor) -> LossTerms:
-        """The sums with what they are divided by."""
-        chunks = numerator.new_tensor(float(len(self.chunks().mask)))
+    def terms(self, numerator: Tensor, sums: Tensor) -> LossTerms:
+        """The weighted sum and the `SUMS` with what they are divided by."""
         tokens = self.batch.student_loss_mask.sum().to(numerator.dtype)
+        ce, *of_chunks = sums.unbind()
         if self.teacher is None:
             return LossTerms(numerator, tokens, {"ce": Sum(ce, tokens)})
-        return LossTerms(numerator, chunks, {"kd": Sum(kd, chunks), "ce": Sum(ce, tokens)})
+        chunks = self.chunks()
+        number = numerator.new_tensor(float(len(chunks.mask)))
+        in_chunks = (chunks.student_end - chunks.student_start).sum().to(numerator.dtype)
+        metrics = {name: Sum(value, number) for name, value in zip(SUMS[1:], of_chunks, strict=True)}
+        return LossTerms(numerator, number, {"ce": Sum(ce, tokens), **metrics, "chunk_tokens": Sum(in_chunks, tokens)})
 
 
 class _BlockwiseLoss(torch.autograd.Function):
     """Value and gradient in one pass over the blocks; backward only scales."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, weights: Tensor | None, task: _Task
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, weights: Tensor | None, task: _Task) -> tuple[Tensor, Tensor]:
         plan = RowPlan.of(task.batch, task.chunks())
         columns = task.teacher_columns(plan)
         accumulator = _Accumulator(hidden, head, weights, task, any(ctx.needs_input_grad))
         for block in plan.blocks(task.config.block_rows):
             accumulator.add(block, columns)
-        numerator, kd, ce = accumulator.values()
-        ctx.mark_non_differentiable(kd, ce)
+        numerator, sums = accumulator.values()
+        ctx.mark_non_differentiable(sums)
         ctx.gradients = accumulator.gradients()
-        return numerator, kd, ce
+        return numerator, sums
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -236,8 +242,7 @@ class _Accumulator:
         self.weights, self.own_weights = weights, None
         if weights is not None:
             self.own_weights = weights.flatten().index_select(0, task.projection().slots).requires_grad_(needs_grad)
-        zero = _accumulated(hidden.new_zeros(()))
-        self.kd, self.ce = zero, zero.clone()
+        self.sums = _accumulated(hidden.new_zeros(len(SUMS)))
         self.hidden_grad = _accumulated(torch.zeros_like(hidden)) if needs_grad else None
         self.head_grad = _accumulated(torch.zeros_like(head)) if needs_grad else None
         self.own_weights_grad = None if self.own_weights is None else torch.zeros_like(self.own_weights)
@@ -248,10 +253,11 @@ class _Accumulator:
         logits = _accumulated(rows @ self.head.t())
         with torch.set_grad_enabled(self.needs_grad):
             logits.requires_grad_(self.needs_grad)
-            kd, ce = self.task.block_values(logits, block, columns, self.own_weights)
+            chunks, ce = self.task.block_values(logits, block, columns, self.own_weights)
+            kd = ce.new_zeros(()) if chunks is None else chunks.loss * self.task.config.temperature**2
             partial = self.task.kd_scale * kd + self.task.ce_scale * ce
-        self.kd = self.kd + kd.detach()
-        self.ce = self.ce + ce.detach()
+        metrics = [kd, kd] if chunks is None else [chunks.teacher_entropy, chunks.top_1_agreement]
+        self.sums += torch.stack([ce.detach(), kd.detach(), *metrics])
         if self.hidden_grad is not None and self.head_grad is not None:
             inputs = (logits,) if self.own_weights is None else (logits, self.own_weights)
             logits_grad, *weights_grad = torch.autograd.grad(partial, inputs)
@@ -261,13 +267,12 @@ class _Accumulator:
             if self.own_weights_grad is not None:
                 self.own_weights_grad += weights_grad[0]
 
-    def values(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Weighted sum, chunk losses and cross-entropies, summed over tp in one all-reduce."""
-        values = torch.stack([self.kd, self.ce])
+    def values(self) -> tuple[Tensor, Tensor]:
+        """The weighted sum of both losses and all `SUMS`, summed over tp in one all-reduce."""
         if self.task.tp_group is not None:
-            dist.all_reduce(values, group=self.task.tp_group)
-        kd, ce = values.unbind()
-        return self.task.kd_scale * kd + self.task.ce_scale * ce, kd, ce
+            dist.all_reduce(self.sums, group=self.task.tp_group)
+        ce, kd = self.sums[:2]
+        return self.task.kd_scale * kd + self.task.ce_scale * ce, self.sums
 
     def gradients(self) -> tuple[Tensor | None, ...]:
         """Gradients of hidden states, summed over tp, of the head's shard and of W's rows, in the dtypes of these."""

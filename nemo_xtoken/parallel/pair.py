@@ -9,8 +9,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_xtoken.config import LossConfig
-from nemo_xtoken.losses.common_set import merged_student_log, merged_teacher_log, partition_sum, strict_top_k_sum
-from nemo_xtoken.losses.projected_kl import check_same_tokenizer, projected_kl_sum
+from nemo_xtoken.losses.chunk_sums import ChunkSums
+from nemo_xtoken.losses.common_set import common_set_sums, merged_student_log, merged_teacher_log
+from nemo_xtoken.losses.projected_kl import check_same_tokenizer, projected_kl_sums
 from nemo_xtoken.losses.vocabulary import Vocabulary, log_softmax
 from nemo_xtoken.parallel.partition import ShardedPartition, shard_partition
 from nemo_xtoken.parallel.projection import ShardedProjection, shard_projection
@@ -52,7 +53,7 @@ def shard_pair(
     return shard_partition(matrix, config, student_head, tp_group)
 
 
-def chunk_sum(
+def chunk_sums(
     pair: ShardedProjection | ShardedPartition,
     student_log: Tensor,
     student_labels: Tensor,
@@ -62,21 +63,20 @@ def chunk_sum(
     columns: Tensor | None,
     config: LossConfig,
     vocabulary: Vocabulary,
-) -> Tensor:
-    """This rank's partial sum of the chunk losses, without the factor temperature²: -> scalar.
+) -> ChunkSums:
+    """This rank's partial sums over chunks, without the factor temperature².
 
     student_log     [rows, local] log-probabilities at the config's temperature; student_labels [rows] in local columns
     teacher_logits  [teacher rows, owned or selected]; teacher_labels [teacher rows] ids
     columns         P-KL: the selected ones among the owned teacher columns; None is all of them
     """
     if isinstance(pair, ShardedProjection):
-        return projected_kl_sum(student_log, teacher_logits, chunks, pair, columns, config, vocabulary)
+        return projected_kl_sums(student_log, teacher_logits, chunks, pair, columns, config, vocabulary)
     teacher_log = log_softmax(teacher_logits, vocabulary, config.temperature)
     student = merged_student_log(student_log, student_labels, chunks, config.merge, vocabulary)
     local_labels = _local(teacher_labels, pair.teacher_rows)
     teacher = merged_teacher_log(teacher_log, local_labels, chunks, config.merge, vocabulary)
-    compare = strict_top_k_sum if config.mode == "strict_top_k" else partition_sum
-    return compare(student, teacher, pair.partition, config, vocabulary)
+    return common_set_sums(student, teacher, pair.partition, config, vocabulary)
 
 
 def _local(ids: Tensor, owned: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def test_value_and_gradient_do_not_depend_on_how_sequences_are_cut(tp_size: int,
         kd = LOSSES[config.mode](logits, problem.teacher_logits, problem.batch, problem.matrix, config)
         value = 0.7 * kd.numerator + 1.9 * losses.cross_entropy(logits, problem.batch, 23).numerator
         hidden_grad, head_grad = torch.autograd.grad(value, (hidden, head))
-        expected.append((float(value), float(kd.denominator), hidden_grad, head_grad))
+        expected.append((value.item(), kd.denominator.item(), hidden_grad, head_grad))
     for of_rank in run_ranks(tp_size * cp_size, on_ranks, problem, cp_size):
         for actual, wanted in zip(of_rank, expected, strict=True):
             assert actual[:2] == pytest.approx(wanted[:2], rel=1e-10)

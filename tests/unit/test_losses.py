@@ -431,3 +431,20 @@ def test_the_gradient_of_w_is_that_of_finite_differences_and_lowers_the_loss() -
     before = value(parameters)
     (grad,) = torch.autograd.grad(before, parameters)
     assert value(parameters - 0.05 * grad) < before
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_of_one_chunk_are_the_numbers_computed_by_hand() -> None:
+    teacher, batch = logits_of([0.3, 0.1, 0.5, 0.1]), one_chunk(1, 1, [1], [2])
+    entropy = -sum(p * math.log(p) for p in [0.3, 0.1, 0.5, 0.1])
+    for probability, agrees in ((0.6, 1), (0.2, 0)):  # token 1 stands for teacher token 2 first of all
+        student = logits_of([1 - probability, probability])
+        metrics = losses.projected_kl(student, teacher, batch, NUMERAL, LossConfig()).metrics
+        assert metrics["teacher_entropy"].total.item() == pytest.approx(entropy, rel=1e-12)
+        assert metrics["top_1_agreement"].total.item() == agrees
+        hybrid = losses.hybrid_kl(student, teacher, batch, NUMERAL, LossConfig()).metrics
+        assert hybrid["top_1_agreement"].total.item() == agrees
+        # Without a partner in GOLD's common set the numeral never agrees.
+        assert losses.gold(student, teacher, batch, NUMERAL, LossConfig()).metrics["top_1_agreement"].total == 0
