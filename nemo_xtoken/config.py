@@ -120,14 +120,14 @@ class TeacherConfig:
     """A frozen teacher on the student's ranks.
 
     checkpoint  the run directory of the teacher's own training, or one checkpoint in it
-    projection  the file of W for this pair of tokenizers
+    projection  the file of W for this pair of tokenizers; null builds it into the run's directory, once
     weight      alpha of this teacher where there are several
     """
 
     name: str = "teacher"
     model: ModelConfig
     checkpoint: str
-    projection: str
+    projection: str | None = None
     loss: LossConfig = field(default_factory=LossConfig)
     weight: float = 1.0
 
@@ -136,17 +136,37 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Prepared data (`nemo-xtoken data prepare`) and how it is packed. Lengths in tokens."""
+class BlendPart:
+    """Prepared data that is mixed with others. `weight` is its share of the samples, relative to theirs."""
 
     path: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.weight > 0, f"data.blend: weight of {self.path} must be positive, got {self.weight}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Prepared data (`nemo-xtoken data prepare`) and how it is packed. Lengths in tokens.
+
+    path   one directory of it
+    blend  or several, mixed by weight
+    """
+
+    path: str = ""
     student_sequence_length: int
     teacher_sequence_length: int
+    blend: tuple[BlendPart, ...] = ()
     validation_path: str | None = None
     seed: int = 1234
     exact_chunks_only: bool = True
 
     def __post_init__(self) -> None:
+        _require(
+            bool(self.path) != bool(self.blend),
+            f"expected data.path or data.blend, got {'both' if self.path else 'neither'}",
+        )
         _require(
             self.student_sequence_length > 1,
             f"student_sequence_length must be at least 2, got {self.student_sequence_length}",
@@ -156,13 +176,22 @@ class DataConfig:
             f"teacher_sequence_length must be at least 2, got {self.teacher_sequence_length}",
         )
 
+    @property
+    def parts(self) -> tuple[BlendPart, ...]:
+        """What training reads: the blend, or `path` alone."""
+        return self.blend or (BlendPart(path=self.path),)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """Megatron's layout of the student. world size = tensor x pipeline x context x data."""
+    """Megatron's layout of the student. world size = tensor x pipeline x context x data.
+
+    virtual_pipeline_model_parallel_size  pieces of a stage's layers, which take turns: a shorter pipeline bubble
+    """
 
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
+    virtual_pipeline_model_parallel_size: int = 1
     context_parallel_size: int = 1
     data_parallel_size: int = 1
     sequence_parallel: bool = False
@@ -172,6 +201,7 @@ class ParallelConfig:
         for name in (
             "tensor_model_parallel_size",
             "pipeline_model_parallel_size",
+            "virtual_pipeline_model_parallel_size",
             "context_parallel_size",
             "data_parallel_size",
         ):
@@ -179,6 +209,10 @@ class ParallelConfig:
         _require(
             not self.sequence_parallel or self.tensor_model_parallel_size > 1,
             "sequence_parallel needs tensor_model_parallel_size > 1",
+        )
+        _require(
+            self.virtual_pipeline_model_parallel_size == 1 or self.pipeline_model_parallel_size > 1,
+            "virtual_pipeline_model_parallel_size needs pipeline_model_parallel_size > 1",
         )
 
     @property
@@ -258,6 +292,12 @@ class RunConfig:
             self.train.global_batch_size % per_step == 0,
             f"global_batch_size {self.train.global_batch_size} is not divisible by "
             f"micro_batch_size x data_parallel_size = {per_step}",
+        )
+        stages = self.parallel.pipeline_model_parallel_size
+        _require(
+            self.parallel.virtual_pipeline_model_parallel_size == 1 or self.num_microbatches % stages == 0,
+            f"virtual pipeline stages take turns at {stages} micro batches, but a step has {self.num_microbatches}; "
+            "change global_batch_size or micro_batch_size",
         )
         tp_size = self.parallel.tensor_model_parallel_size
         for label, model in (("student", self.student), *((f"teacher {t.name!r}", t.model) for t in self.teachers)):

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
+
+from tests.fetch_test_tokenizers import specs
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 CI = os.environ.get("CI") == "true"
@@ -16,15 +20,49 @@ CI = os.environ.get("CI") == "true"
 settings.register_profile("tests", deadline=None, derandomize=CI)  # a busy machine is no reason to fail
 settings.load_profile("tests")
 
+HAS_CUDA = torch.cuda.device_count() > 0  # unlike is_available, leaves CUDA alone, so that tests may fork
+if not HAS_CUDA:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def kernel_device(request: pytest.FixtureRequest) -> str:
+    """Where Triton programs run: in the interpreter or, marked `gpu`, on a CUDA device; skips where neither is."""
+    pytest.importorskip("triton", reason="triton is not installed: pip install 'nemo-xtoken[kernels]'")
+    if request.param == "cuda" and not HAS_CUDA:
+        pytest.skip("no CUDA device")
+    if request.param == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("the programs are compiled for the CUDA device here; TRITON_INTERPRET=1 interprets them")
+    return request.param
+
+
+TOKENIZERS = CHECKOUT / ".cache" / "tokenizers"
+
 
 @pytest.fixture(scope="session")
 def real_tokenizers() -> Path:
     """A folder with qwen.tiktoken and cl100k_base.tiktoken; skips where they cannot be fetched, but fails under CI."""
-    folder = CHECKOUT / ".cache" / "tokenizers"
-    command = [sys.executable, str(CHECKOUT / "examples" / "fetch_tokenizers.py"), str(folder)]
+    fetch(CHECKOUT / "examples" / "fetch_tokenizers.py")
+    return TOKENIZERS
+
+
+@pytest.fixture(scope="session")
+def all_tokenizers(real_tokenizers: Path) -> Mapping[str, str]:
+    """Published tokenizers of every family, name -> spec; skips where they cannot be fetched, but fails under CI."""
+    fetch(CHECKOUT / "tests" / "fetch_test_tokenizers.py")
+    return {
+        "cl100k": f"{real_tokenizers / 'cl100k_base.tiktoken'}?pattern=cl100k",
+        "qwen": f"{real_tokenizers / 'qwen.tiktoken'}?pattern=qwen",
+        "byt5": "bytes",
+        **specs(TOKENIZERS),
+    }
+
+
+def fetch(script: Path) -> None:
+    """Run a script that fetches tokenizers into TOKENIZERS."""
+    command = [sys.executable, str(script), str(TOKENIZERS)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         last_line = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
         give_up = pytest.fail if CI else pytest.skip
         give_up(f"could not fetch the tokenizers: {last_line}")
-    return folder

@@ -13,6 +13,7 @@ from sentencepiece import SentencePieceTrainer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from nemo_xtoken import tokenizers
+from nemo_xtoken.tokenizers.patterns import find_family
 from nemo_xtoken.types import Encoding
 
 SENTENCES = [
@@ -37,8 +38,27 @@ def rank_file(folder: Path, name: str = "small.tiktoken", merges: Sequence[bytes
     return path
 
 
-def sentencepiece_file(folder: Path, **options: Any) -> Path:
-    """A SentencePiece model trained on SENTENCES."""
+def tekken_file(folder: Path, **changes: Any) -> Path:
+    """A `tekken.json` of the 256 bytes and a few merges, and one token more than it uses."""
+    tokens = [bytes([value]) for value in range(256)] + MERGES
+    config = {
+        "pattern": find_family("gpt2").pattern,
+        "num_vocab_tokens": len(tokens) + 1,
+        "default_vocab_size": 20 + len(tokens),
+        "default_num_special_tokens": 20,
+        "version": "v3",
+    }
+    vocab = [
+        {"rank": rank, "token_bytes": base64.b64encode(token).decode(), "token_str": None}
+        for rank, token in enumerate([*tokens, b"not used"])
+    ]
+    path = folder / "tekken.json"
+    path.write_text(json.dumps({"config": config, "vocab": vocab} | changes))
+    return path
+
+
+def sentencepiece_file(folder: Path, *, sentences: Sequence[str] = SENTENCES, **options: Any) -> Path:
+    """A SentencePiece model."""
     model = io.BytesIO()
     settings = {
         "vocab_size": 400,
@@ -47,7 +67,7 @@ def sentencepiece_file(folder: Path, **options: Any) -> Path:
         "minloglevel": 2,
         "hard_vocab_limit": False,
     } | options
-    SentencePieceTrainer.train(sentence_iterator=iter(SENTENCES), model_writer=model, **settings)
+    SentencePieceTrainer.train(sentence_iterator=iter(sentences), model_writer=model, **settings)
     path = folder / "tokenizer.model"
     path.write_bytes(model.getvalue())
     return path
@@ -84,16 +104,15 @@ def byte_level_bpe(folder: Path, *, nfc: bool = False, add_prefix_space: bool = 
     return _save(library, folder)
 
 
-def wordpiece(folder: Path) -> Path:
+def wordpiece(folder: Path, *, sentences: Sequence[str] = SENTENCES, vocab_size: int = 200) -> Path:
     """A `tokenizer.json` like BERT's: lower case, no accents, no spaces."""
     library = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     library.normalizer = normalizers.BertNormalizer()
     library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     library.decoder = decoders.WordPiece()
     special_tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    library.train_from_iterator(
-        SENTENCES, trainers.WordPieceTrainer(vocab_size=200, special_tokens=special_tokens, show_progress=False)
-    )
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special_tokens, show_progress=False)
+    library.train_from_iterator(sentences, trainer)
     return _save(library, folder)
 
 

@@ -56,69 +56,84 @@ def _size(encoding: Encoding) -> int:
 
 
 def _without_gaps(encoding: Encoding, paired: Indices) -> _Side:
-    is_pair = np.zeros(len(encoding), np.bool_)
-    is_pair[paired] = True
-    keep = is_pair if encoding.roles is None else is_pair | (encoding.roles == 0)
-    index = np.flatnonzero(keep) if encoding.roles is not None else np.arange(len(encoding))
-    special = is_pair[index]
+    if encoding.roles is None:
+        return _Side(encoding.ends, exact=encoding.exact)
+    special = np.zeros(len(encoding), np.bool_)
+    special[paired] = True
+    if np.count_nonzero(encoding.roles) == len(paired):
+        return _Side(_apart(encoding.ends, special), special, exact=encoding.exact)
+    index = (special | (encoding.roles == 0)).nonzero()[0]
+    special = special[index]
     exact = None if encoding.exact is None else encoding.exact[index]
-    return _Side(encoding.ends[index] + np.cumsum(special), special, index, exact)
+    return _Side(_apart(encoding.ends[index], special), special, index, exact)
+
+
+def _apart(ends: Indices, special: NDArray[np.bool_]) -> Indices:
+    """Ends of tokens as if each special one covered a byte of its own."""
+    return ends + special.cumsum()
 
 
 def _chunks(student: _Side, teacher: _Side) -> Chunks:
     student_last, teacher_last = _common_ends(student.ends, teacher.ends)
     student_start, student_end, student_exact = _runs(student, student_last)
     teacher_start, teacher_end, teacher_exact = _runs(teacher, teacher_last)
-    return Chunks(student_start, student_end, teacher_start, teacher_end, student_exact & teacher_exact)
+    exact = np.ones(len(student_last), np.bool_)
+    for side_exact in (student_exact, teacher_exact):
+        if side_exact is not None:
+            exact &= side_exact
+    return Chunks(student_start, student_end, teacher_start, teacher_end, exact)
 
 
 def _common_ends(student: Indices, teacher: Indices) -> tuple[Indices, Indices]:
     """Tokens that end where a token of the other side ends, paired: [c] places in each of the two."""
     size = 1 + max(int(ends[-1]) if len(ends) else 0 for ends in (student, teacher))
-    student_ends = np.zeros(size, np.bool_)
-    student_ends[student] = True
-    teacher_last = _first_at_each_end(teacher, np.flatnonzero(student_ends[teacher]))
-    common_ends = np.zeros(size, np.bool_)
-    common_ends[teacher[teacher_last]] = True
-    student_last = _first_at_each_end(student, np.flatnonzero(common_ends[student]))
-    return student_last, teacher_last
+    is_end = np.zeros(size, np.bool_)
+    is_end[student] = True
+    is_common = np.zeros(size, np.bool_)
+    is_common[teacher[is_end[teacher]]] = True
+    is_common[0] = False
+    count = int(np.count_nonzero(is_common))
+    return _first_at_each_end(student, is_common, count), _first_at_each_end(teacher, is_common, count)
 
 
-def _first_at_each_end(ends: Indices, tokens: Indices) -> Indices:
-    """Without the tokens that cover no bytes: they end where the token before them does, or at 0."""
-    own = ends[tokens]
-    covers = np.empty(len(own), np.bool_)
-    covers[:1] = own[:1] > 0
-    np.greater(own[1:], own[:-1], out=covers[1:])
-    return tokens if covers.all() else tokens[covers]
+def _first_at_each_end(ends: Indices, is_common: NDArray[np.bool_], count: int) -> Indices:
+    """The token of each common end; those after it that end there too cover no bytes. count: common ends."""
+    places = is_common[ends].nonzero()[0]
+    if len(places) == count:
+        return places
+    own = ends[places]
+    return places[np.append(True, own[1:] > own[:-1])]
 
 
-def _runs(side: _Side, last: Indices) -> tuple[Indices, Indices, NDArray[np.bool_]]:
-    """Start, end (exclusive) and exactness of each chunk on one side, given the last token of each that has bytes."""
+def _runs(side: _Side, last: Indices) -> tuple[Indices, Indices, NDArray[np.bool_] | None]:
+    """Start, end (exclusive) and exactness (None: all) of each chunk on one side, given the last token of each that
+    has bytes."""
     end = last + 1
-    start = np.zeros_like(end)
+    start = np.empty_like(end)
+    start[:1] = 0
     start[1:] = end[:-1]
-    special = np.zeros(len(end), np.bool_) if side.special is None else side.special[last]
-    if side.special is not None:
+    special = None if side.special is None else side.special[last]
+    if special is not None:
         _set_special_apart(start, end, special)
-    if len(end) and not special[-1]:
+    if len(end) and (special is None or not special[-1]):
         end[-1] = len(side.ends)
-    exact = _all_exact(side.exact, start, end)
+    exact = None if side.exact is None else _all_exact(side.exact, start, end)
     if side.index is None:
         return start, end, exact
     first, final = side.index[start], side.index[end - 1] + 1
-    return first, final, exact & (final - first == end - start)
+    encloses_no_gap = final - first == end - start
+    return first, final, encloses_no_gap if exact is None else exact & encloses_no_gap
 
 
 def _set_special_apart(start: Indices, end: Indices, special: NDArray[np.bool_]) -> None:
     """Text tokens without bytes in front of a special token go to the chunk before it, in place."""
-    start[special] = end[special] - 1
-    before = np.flatnonzero(special[1:] & ~special[:-1])
+    places = special.nonzero()[0]
+    start[places] = end[places] - 1
+    before = places[1:] - 1 if len(places) and places[0] == 0 else places - 1
+    before = before[~special[before]]
     end[before] = start[before + 1]
 
 
-def _all_exact(exact: NDArray[np.bool_] | None, start: Indices, end: Indices) -> NDArray[np.bool_]:
-    if exact is None:
-        return np.ones(len(start), np.bool_)
+def _all_exact(exact: NDArray[np.bool_], start: Indices, end: Indices) -> NDArray[np.bool_]:
     inexact_before = np.concatenate(([0], np.cumsum(~exact)))
     return inexact_before[start] == inexact_before[end]

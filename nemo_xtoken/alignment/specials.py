@@ -29,7 +29,8 @@ def pair_specials(student: Encoding, teacher: Encoding) -> tuple[NDArray[np.int6
 def _specials(encoding: Encoding) -> NDArray[np.int64]:
     if encoding.roles is None:
         return np.zeros(0, np.int64)
-    return np.flatnonzero((encoding.roles != 0) & (encoding.roles != _PAD))
+    places = encoding.roles.nonzero()[0]
+    return places[encoding.roles[places] != _PAD]
 
 
 def _keys(encoding: Encoding, places: NDArray[np.int64]) -> list[tuple[int, int]]:

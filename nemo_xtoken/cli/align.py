@@ -1,8 +1,10 @@
-"""`nemo-xtoken align`: one text as both tokenizers cut it, chunk above chunk."""
+"""`nemo-xtoken align`: one text as both tokenizers cut it, or a whole file in numbers."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +14,20 @@ from nemo_xtoken.cli.console import Json, StudentSpec, TeacherSpec, print_json, 
 from nemo_xtoken.errors import DataError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from nemo_xtoken.data.chunk_counts import ChunkCounts
     from nemo_xtoken.tokenizers import Tokenizer
     from nemo_xtoken.types import Chunks, Encoding
+
+KINDS = ("one_to_one", "one_to_many", "many_to_one", "many_to_many", "inexact")
+
+
+class Aligner(StrEnum):
+    """How chunks are found."""
+
+    EXACT = "exact"
+    DP = "dp"
 
 
 def align(
@@ -21,20 +35,42 @@ def align(
     teacher: TeacherSpec,
     text: Annotated[str | None, typer.Option(metavar="FILE|-", help="A UTF-8 file; - reads stdin.")] = None,
     sentence: Annotated[str | None, typer.Option(help="The text itself; by default one with numbers.")] = None,
+    aligner: Annotated[
+        Aligner, typer.Option(help="By bytes, or as in the paper by token strings (for comparison only).")
+    ] = Aligner.EXACT,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the two rows as a page as well.")] = None,
+    stats: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Count over the documents of a source instead.")
+    ] = None,
+    text_key: Annotated[str, typer.Option(help="With --stats: the key or column of the text.")] = "text",
     json: Json = False,
 ) -> None:
-    """Show which tokens of two tokenizers cover the same bytes of a text."""
+    """Show which tokens of two tokenizers cover the same bytes of a text, or count over a file."""
     from nemo_xtoken import alignment, tokenizers
-    from nemo_xtoken.cli.token_rows import cells, print_rows
 
-    content = read_text(text, sentence)
-    with working("aligning"):
+    if stats and (text is not None or sentence is not None or html is not None or aligner is Aligner.DP):
+        raise typer.BadParameter("expected --stats alone, got --text, --sentence, --html or --aligner beside it.")
+    if html is not None and aligner is Aligner.DP:
+        raise typer.BadParameter("expected --aligner exact with --html, got dp.")
+    content = "" if stats else read_text(text, sentence)
+    with working("loading the tokenizers"):
         sides = tokenizers.load(student), tokenizers.load(teacher)
+    if stats:
+        print_counts(stats, sides, text_key, json)
+        return
+    with working("aligning"):
         encodings = sides[0].encode(content), sides[1].encode(content)
-        chunks = alignment.align(*encodings)
+        exact = aligner is Aligner.EXACT
+        chunks = alignment.align(*encodings) if exact else alignment.align_dp(*encodings, *sides)
+    if html is not None:
+        from nemo_xtoken.report.alignment_page import write_alignment
+
+        write_alignment(html, content, *sides)
     if json:
         print_json(as_dict(sides, encodings, chunks))
         return
+    from nemo_xtoken.cli.token_rows import cells, print_rows
+
     print_rows(stdout, cells(content.encode(), sides, encodings, chunks))
 
 
@@ -81,3 +117,38 @@ def as_dict(sides: tuple[Tokenizer, Tokenizer], encodings: tuple[Encoding, Encod
         "teacher": teacher,
         "chunks": {name: getattr(chunks, name).tolist() for name in names},
     }
+
+
+def print_counts(sources: list[Path], sides: tuple[Tokenizer, Tokenizer], text_key: str, json: bool) -> None:
+    """Count the chunks of whole files."""
+    from nemo_xtoken.data.chunk_counts import count_chunks
+
+    with working("aligning"):
+        counts = count_chunks(sources, *sides, text_key=text_key)
+    if json:
+        print_json(asdict(counts))
+    else:
+        stdout.print(counts_table(counts))
+
+
+def counts_table(counts: ChunkCounts) -> Table:
+    """Chunks by kind, tokens in no chunk, and what a loss will see, with shares."""
+    from rich.table import Table
+
+    table = Table(f"{counts.documents:,} documents")
+    table.add_column("count", justify="right")
+    table.add_column("share", justify="right")
+
+    def add(name: str, count: int, whole: int, of: str) -> None:
+        table.add_row(name, f"{count:,}", f"{100 * count / max(whole, 1):.2f} % {of}")
+
+    for kind in KINDS:
+        add(kind.replace("_", " "), getattr(counts, kind), counts.chunks, "of chunks")
+    table.add_section()
+    add("student tokens in gaps", counts.student_gaps, counts.student_tokens, "of tokens")
+    add("teacher tokens in gaps", counts.teacher_gaps, counts.teacher_tokens, "of tokens")
+    table.add_section()
+    add("chunks in the loss", counts.seen, counts.chunks, "of chunks")
+    add("student tokens in the loss", counts.student_seen_tokens, counts.student_tokens, "of tokens")
+    add("teacher tokens in the loss", counts.teacher_seen_tokens, counts.teacher_tokens, "of tokens")
+    return table

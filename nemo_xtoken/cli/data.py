@@ -1,18 +1,29 @@
-"""`nemo-xtoken data prepare`."""
+"""`nemo-xtoken data prepare` and `data inspect`."""
 
 from __future__ import annotations
 
+import os
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nemo_xtoken.cli.console import StudentSpec, byte_progress, stdout, working
+from nemo_xtoken.cli.console import Json, StudentSpec, byte_progress, print_json, stderr, stdout, working
 
 if TYPE_CHECKING:
-    from nemo_xtoken.data.manifest import Manifest
+    from rich.table import Table
+
+    from nemo_xtoken.data import Manifest, Statistics
 
 app = typer.Typer(help="Training text on disk.")
+
+
+class OnError(StrEnum):
+    """What to do about text that cannot be used."""
+
+    STOP = "stop"
+    SKIP = "skip"
 
 
 @app.callback()
@@ -23,24 +34,76 @@ def _group() -> None:
 @app.command("prepare")
 def prepare(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT...", help="Text files, JSON lines, or directories of them.")
+        list[Path],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Files (.txt, .jsonl, either with .gz; .parquet; Megatron's .bin with .idx), folders of text files "
+            "and tables, or Hugging Face datasets on disk.",
+        ),
     ],
     student: StudentSpec,
     out: Annotated[Path, typer.Option(help="The directory to write.")],
     teacher: Annotated[
         str | None, typer.Option(metavar="SPEC", help="The teacher's tokenizer; none: cross-entropy only.")
     ] = None,
-    text_key: Annotated[str, typer.Option(help="The key of the text in JSON lines.")] = "text",
+    text_key: Annotated[str, typer.Option(help="The key or column of the text.")] = "text",
+    prompt_key: Annotated[
+        str | None, typer.Option(help="The key or column of a prompt, which comes first and is not learnt.")
+    ] = None,
+    completion_key: Annotated[
+        str | None, typer.Option(help="The key or column of what follows the prompt: the text, by another name.")
+    ] = None,
+    on_error: Annotated[
+        OnError, typer.Option(help="At a document or file that cannot be used: stop, or count it and go on.")
+    ] = OnError.STOP,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one per core.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what was prepared in OUT before.")] = False,
 ) -> None:
-    """Tokenize text on both sides, align it and write it to disk."""
+    """Tokenize text on both sides, align it and write it to disk. Interrupted, the same command goes on."""
     from nemo_xtoken import data, tokenizers
 
     with working("loading the tokenizers"):
         sides = tokenizers.load(student), None if teacher is None else tokenizers.load(teacher)
     with byte_progress("preparing") as on_progress:
-        manifest = data.prepare(inputs, out, *sides, text_key=text_key, overwrite=overwrite, on_progress=on_progress)
-    stdout.print(summary(out, manifest), soft_wrap=True)
+        manifest = data.prepare(
+            inputs,
+            out,
+            *sides,
+            text_key=completion_key or text_key,
+            prompt_key=prompt_key,
+            on_error=on_error.value,
+            workers=workers or len(os.sched_getaffinity(0)),
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+    for example in manifest.skipped_examples:
+        stderr.print(f"skipped: {example}", markup=False, soft_wrap=True)
+    stdout.print(summary(out, manifest), markup=False, soft_wrap=True)
+
+
+@app.command("inspect")
+def inspect(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Prepared data.")],
+    student_length: Annotated[
+        int | None, typer.Option(min=2, help="Pack into student sequences of this many tokens.")
+    ] = None,
+    teacher_length: Annotated[int | None, typer.Option(min=2, help="The teacher's; by default the same.")] = None,
+    json: Json = False,
+) -> None:
+    """Show what prepared data holds, and how well it fills sequences."""
+    from dataclasses import asdict
+
+    from nemo_xtoken import data
+
+    student = student_length or teacher_length
+    lengths = None if student is None else (student, teacher_length or student)
+    with working("reading the data"):
+        statistics = data.inspect(directory, lengths)
+    if json:
+        print_json(asdict(statistics))
+        return
+    stdout.print(summary(directory, statistics.manifest), markup=False, soft_wrap=True)
+    stdout.print(statistics_table(statistics))
 
 
 def summary(out: Path, manifest: Manifest) -> str:
@@ -53,4 +116,29 @@ def summary(out: Path, manifest: Manifest) -> str:
         line += f" ({100 * manifest.one_to_one_share:.1f} % one to one, {100 * manifest.inexact_share:.1f} % inexact)"
     if manifest.empty_documents:
         line += f"; {manifest.empty_documents:,} empty documents left out"
+    if manifest.skipped_documents:
+        line += f"; {manifest.skipped_documents:,} documents or files skipped, since they could not be used"
     return line + ("; already prepared" if manifest.reused else "")
+
+
+def statistics_table(statistics: Statistics) -> Table:
+    """Lengths of the documents and fill, a column a side."""
+    from rich.table import Table
+
+    sides = [statistics.student, *([] if statistics.teacher is None else [statistics.teacher])]
+    table = Table("tokens", *("student", "teacher")[: len(sides)])
+    for name in ("total", "mean", "median", "percentile_95", "longest"):
+        table.add_row(name.replace("_", " "), *(f"{getattr(side, name):,.0f}" for side in sides))
+    table.add_row("learnt", f"{100 * statistics.learnt_share:.1f} %")
+    fill = statistics.fill
+    if fill is not None:
+        lengths, shares = (fill.student_sequence_length, fill.teacher_sequence_length), (fill.student, fill.teacher)
+        table.add_section()
+        table.add_row("sequence length", *(f"{length:,}" for length in lengths[: len(sides)]))
+        table.add_row("fill", *(f"{100 * share:.2f} %" for share in shares[: len(sides)]))
+        table.add_row("sequences", f"{fill.samples:,}")
+        table.add_row("documents split", f"{fill.split_documents:,}")
+        table.add_row("chunks dropped", f"{fill.dropped_chunks:,}")
+        if fill.prompt_pieces:
+            table.add_row("pieces of prompt alone, left out", f"{fill.prompt_pieces:,}")
+    return table

@@ -1,14 +1,17 @@
 """Aligned text, on disk and in micro batches: `prepare` writes it, `PackedDataset` packs, `GlobalBatches` deals it."""
 
 from nemo_xtoken.data.batches import EvaluationBatch, GlobalBatches, sequential_batches
+from nemo_xtoken.data.blend import BlendedDataset
 from nemo_xtoken.data.collate import collate
 from nemo_xtoken.data.dataset import PackedDataset
 from nemo_xtoken.data.manifest import Manifest
 from nemo_xtoken.data.preparation import prepare
 from nemo_xtoken.data.prepared import Document, PreparedData
 from nemo_xtoken.data.sample import PackedSequence, Sample
+from nemo_xtoken.data.statistics import Statistics, inspect
 
 __all__ = [
+    "BlendedDataset",
     "Document",
     "EvaluationBatch",
     "GlobalBatches",
@@ -17,7 +20,9 @@ __all__ = [
     "PackedSequence",
     "PreparedData",
     "Sample",
+    "Statistics",
     "collate",
+    "inspect",
     "prepare",
     "sequential_batches",
 ]

@@ -11,20 +11,27 @@ from numpy.typing import NDArray
 
 from nemo_xtoken.alignment import align
 from nemo_xtoken.data.layout import CHUNK_COLUMNS
-from nemo_xtoken.data.sources import SourceDocument
-from nemo_xtoken.errors import AlignmentError, DataError
+from nemo_xtoken.data.reading import BadDocument, SourceDocument
+from nemo_xtoken.errors import AlignmentError, XTokenError
 from nemo_xtoken.tokenizers.protocol import Tokenizer, role_id
 from nemo_xtoken.types import Chunks, Encoding, role_code
 
 
 @dataclass(frozen=True)
 class AlignedDocument:
-    """Ids of both sides ([0] without a teacher), chunks [c, 5] int32 as in `layout`, and the text's UTF-8 length."""
+    """Ids of both sides ([0] without a teacher), chunks [c, 5] int32 as in `layout`, and what is learnt of it.
+
+    num_bytes   UTF-8 bytes of the whole text
+    loss_start  the first student token that begins in what is learnt
+    loss_bytes  UTF-8 bytes from that token on
+    """
 
     student: NDArray[np.int32]
     teacher: NDArray[np.int32]
     chunks: NDArray[np.int32]
     num_bytes: int
+    loss_start: int
+    loss_bytes: int
 
 
 class Edges(NamedTuple):
@@ -41,32 +48,58 @@ class Edges(NamedTuple):
 
 def align_documents(
     documents: Sequence[SourceDocument], student: Tokenizer, teacher: Tokenizer | None
-) -> Iterator[AlignedDocument]:
-    """The documents as [bos] text [eos] on each side, aligned; one without a token on either side is left out.
+) -> Iterator[AlignedDocument | BadDocument | None]:
+    """Each document as [bos] prompt and text [eos] on each side, aligned; None for one without a token on either side.
 
-    Raises DataError with the document's place where the two encodings do not describe the same text.
+    A document that a tokenizer refuses, or whose two encodings do not describe the same text, is a BadDocument.
     """
-    texts = [document.text for document in documents]
-    students = student.encode_batch(texts)
-    teachers = [None] * len(texts) if teacher is None else teacher.encode_batch(texts)
-    student_edges, teacher_edges = (
-        Edges(None, None) if side is None else Edges.of(side) for side in (student, teacher)
-    )
-    for document, student_text, teacher_text in zip(documents, students, teachers, strict=True):
-        num_bytes = len(document.text.encode("utf-8"))
-        if not len(student_text) or (teacher_text is not None and not len(teacher_text)):
-            continue
-        student_full = with_edges(student_text, student_edges, num_bytes)
-        if teacher_text is None:
-            empty = np.empty(0, np.int32)
-            yield AlignedDocument(student_full.ids, empty, empty.reshape(0, CHUNK_COLUMNS), num_bytes)
-            continue
-        teacher_full = with_edges(teacher_text, teacher_edges, num_bytes)
+    contents = [document.prompt + document.text for document in documents]
+    try:
+        students = _student_encodings(documents, contents, student)
+        teachers = [None] * len(contents) if teacher is None else teacher.encode_batch(contents)
+    except XTokenError as error:
+        if len(documents) > 1:
+            for document in documents:
+                yield from align_documents([document], student, teacher)
+        else:
+            yield BadDocument(f"{documents[0].place}: {error}")
+        return
+    edges = Edges.of(student), None if teacher is None else Edges.of(teacher)
+    for document, content, ours, theirs in zip(documents, contents, students, teachers, strict=True):
         try:
-            chunks = align(student_full, teacher_full)
+            yield _aligned(document, len(content.encode()), ours, theirs, *edges)
         except AlignmentError as error:
-            raise DataError(f"{document.place}: {error}") from error
-        yield AlignedDocument(student_full.ids, teacher_full.ids, chunk_table(chunks), num_bytes)
+            yield BadDocument(f"{document.place}: {error}")
+
+
+def _student_encodings(
+    documents: Sequence[SourceDocument], contents: Sequence[str], student: Tokenizer
+) -> Sequence[Encoding]:
+    """Those that the source holds, and for the other documents new ones."""
+    missing = [content for document, content in zip(documents, contents, strict=True) if document.student is None]
+    encoded = iter(student.encode_batch(missing) if missing else ())
+    return [next(encoded) if document.student is None else document.student for document in documents]
+
+
+def _aligned(
+    document: SourceDocument,
+    num_bytes: int,
+    student_text: Encoding,
+    teacher_text: Encoding | None,
+    student_edges: Edges,
+    teacher_edges: Edges | None,
+) -> AlignedDocument | None:
+    if not len(student_text) or (teacher_text is not None and not len(teacher_text)):
+        return None
+    student = with_edges(student_text, student_edges, num_bytes)
+    border = len(document.prompt.encode())
+    loss_start = int(np.searchsorted(student.starts, border)) if border else 0
+    loss_bytes = num_bytes - (int(student.starts[loss_start]) if loss_start < len(student) else num_bytes)
+    teacher_ids, chunks = np.empty(0, np.int32), np.empty((0, CHUNK_COLUMNS), np.int32)
+    if teacher_text is not None and teacher_edges is not None:
+        teacher = with_edges(teacher_text, teacher_edges, num_bytes)
+        teacher_ids, chunks = teacher.ids, chunk_table(align(student, teacher))
+    return AlignedDocument(student.ids, teacher_ids, chunks, num_bytes, loss_start, loss_bytes)
 
 
 def with_edges(text: Encoding, edges: Edges, num_bytes: int) -> Encoding:

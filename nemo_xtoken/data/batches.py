@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from nemo_xtoken.data.collate import collate
-from nemo_xtoken.data.dataset import PackedDataset, sample_builder
+from nemo_xtoken.data.dataset import sample_builder
 from nemo_xtoken.data.packing import pack_in_order
 from nemo_xtoken.data.prepared import PreparedData
+from nemo_xtoken.data.sample import Sample
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.types import DistillBatch
+
+
+class Samples(Protocol):
+    """An endless stream of samples, each found by its number alone."""
+
+    def sample(self, i: int) -> Sample:
+        """Sample i >= 0 of the stream."""
+        ...
 
 
 class GlobalBatches(Iterator[list[DistillBatch]]):
@@ -24,7 +33,7 @@ class GlobalBatches(Iterator[list[DistillBatch]]):
 
     def __init__(
         self,
-        dataset: PackedDataset,
+        dataset: Samples,
         micro_batch_size: int,
         global_batch_size: int,
         dp_rank: int,
@@ -54,7 +63,7 @@ class GlobalBatches(Iterator[list[DistillBatch]]):
 
 
 class EvaluationBatch(NamedTuple):
-    """A micro batch, and the UTF-8 bytes of the documents that end in it: what its loss per byte is divided by."""
+    """A micro batch, and the UTF-8 bytes learnt of the documents that end in it, which its loss per byte is over."""
 
     batch: DistillBatch
     num_bytes: int
@@ -71,7 +80,7 @@ def sequential_batches(
     builder = sample_builder(prepared, student_sequence_length, teacher_sequence_length, exact_chunks_only)
     pieces = builder.pieces
     packing = pack_in_order(pieces, builder.student_sequence_length, builder.teacher_sequence_length)
-    ending_bytes = np.where(pieces.ends_document, prepared.document_bytes[pieces.document], 0)
+    ending_bytes = np.where(pieces.ends_document, prepared.loss_bytes[pieces.document], 0)
     for first in range(0, len(packing), micro_batch_size):
         samples = [packing[i] for i in range(first, min(first + micro_batch_size, len(packing)))]
         num_bytes = int(ending_bytes[np.concatenate(samples)].sum())

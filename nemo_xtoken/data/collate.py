@@ -10,18 +10,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nemo_xtoken.data.sample import Sample
-from nemo_xtoken.types import IGNORED_LABEL, ChunkRows, DistillBatch
+from nemo_xtoken.types import ChunkRows, DistillBatch
 
 
 def collate(samples: Sequence[Sample]) -> DistillBatch:
     """Stack samples of equal lengths; chunk rows become rows of the flattened [b*s] and [b*t]."""
     students, teachers = [sample.student for sample in samples], [sample.teacher for sample in samples]
-    student_labels = _stack([student.labels for student in students])
     return DistillBatch(
         student_tokens=_stack([student.tokens for student in students]),
         student_position_ids=_stack([student.position_ids for student in students]),
-        student_labels=student_labels,
-        student_loss_mask=(student_labels != IGNORED_LABEL).float(),
+        student_labels=_stack([student.labels for student in students]),
+        student_loss_mask=torch.as_tensor(np.stack([sample.loss_mask for sample in samples])).float(),
         teacher_tokens=_stack([teacher.tokens for teacher in teachers]),
         teacher_position_ids=_stack([teacher.position_ids for teacher in teachers]),
         teacher_labels=_stack([teacher.labels for teacher in teachers]),

@@ -9,6 +9,7 @@ one sequence.
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 from array import array
 from pathlib import Path
@@ -59,6 +60,14 @@ class IndexedWriter:
         self._file.write(np.ascontiguousarray(document, dtype=self._dtype).data)
         self._lengths.append(len(document))
 
+    def append(self, prefix: Path) -> None:
+        """Append all documents of a dataset of the same dtype."""
+        reader = IndexedReader(prefix)
+        assert reader.dtype == self._dtype
+        self._lengths.frombytes(reader.lengths.tobytes())
+        with bin_path(prefix).open("rb") as file:
+            shutil.copyfileobj(file, self._file, 1 << 22)
+
     def __enter__(self) -> IndexedWriter:
         return self
 
@@ -88,7 +97,8 @@ class IndexedWriter:
 class IndexedReader:
     """A memory-mapped indexed dataset; `reader[i]` is sequence i, a read-only view [n] of the file.
 
-    lengths  [sequences] int32, in tokens
+    lengths    [sequences] int32, in tokens
+    documents  [documents + 1] int64, document d is sequences documents[d] to documents[d + 1]
     Raises DataError for a missing, damaged or truncated file.
     """
 
@@ -97,7 +107,7 @@ class IndexedReader:
         for path in (index, tokens):
             if not path.is_file():
                 raise DataError(f"expected a file {path}, found none; prepare the data again")
-        self.dtype, self.lengths, pointers = _read_index(index)
+        self.dtype, self.lengths, pointers, self.documents = _read_index(index)
         self._tokens = _map(tokens, self.dtype)
         self._starts: NDArray[np.int64] = pointers // self.dtype.itemsize
         if len(pointers) and (self._starts + self.lengths).max() > len(self._tokens):
@@ -113,7 +123,7 @@ class IndexedReader:
         return self._tokens[start : start + self.lengths[i]]
 
 
-def _read_index(path: Path) -> tuple[np.dtype[Any], NDArray[np.int32], NDArray[np.int64]]:
+def _read_index(path: Path) -> tuple[np.dtype[Any], NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
     content = _map(path, np.dtype("u1"))
     if len(content) < HEADER.size or content[: len(MAGIC)].tobytes() != MAGIC:
         raise DataError(f"{path} is not an index of Megatron's indexed dataset format; prepare the data again")
@@ -128,7 +138,8 @@ def _read_index(path: Path) -> tuple[np.dtype[Any], NDArray[np.int32], NDArray[n
         )
     lengths = np.frombuffer(content, dtype="<i4", count=sequences, offset=HEADER.size)
     pointers = np.frombuffer(content, dtype="<i8", count=sequences, offset=HEADER.size + lengths.nbytes)
-    return DTYPES[code], lengths, pointers
+    bounds = np.frombuffer(content, dtype="<i8", count=documents, offset=HEADER.size + lengths.nbytes + pointers.nbytes)
+    return DTYPES[code], lengths, pointers, bounds
 
 
 def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:

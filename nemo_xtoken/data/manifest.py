@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
 from nemo_xtoken.data.layout import MANIFEST
 from nemo_xtoken.errors import DataError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+MOST_EXAMPLES = 10
+"""Reasons for skipped documents that a manifest keeps."""
+
+
+COUNTS = (
+    "documents",
+    "empty_documents",
+    "skipped_documents",
+    "bytes",
+    "chunks",
+    "one_to_one_chunks",
+    "inexact_chunks",
+)
+"""What parts of prepared data add up to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +59,10 @@ class SourceFile:
 class Manifest:
     """The contents of prepared data.
 
+    text_key            the key or column of what is learnt
+    prompt_key          that of what comes before it and is not learnt; None: all text is learnt
     documents           documents kept; `empty_documents` more had no text and were left out
+    skipped_documents   documents and files that could not be used, with the first reasons in `skipped_examples`
     bytes               UTF-8 bytes of the documents
     chunks              all, those with one token on both sides, and those whose spans are uncertain
     reused              whether `prepare` found the data already there; not stored
@@ -53,9 +71,12 @@ class Manifest:
     student: Side
     teacher: Side | None
     text_key: str
+    prompt_key: str | None = None
     sources: tuple[SourceFile, ...]
     documents: int = 0
     empty_documents: int = 0
+    skipped_documents: int = 0
+    skipped_examples: tuple[str, ...] = ()
     bytes: int = 0
     chunks: int = 0
     one_to_one_chunks: int = 0
@@ -75,7 +96,28 @@ class Manifest:
 
     def same_inputs(self, other: Manifest) -> bool:
         """Whether both come from the same text, in the same order, and the same tokenizers, whatever their paths."""
-        return _inputs(self) == _inputs(other)
+        return self.inputs == other.inputs
+
+    @property
+    def inputs(self) -> str:
+        """What decides the prepared tokens, as JSON. A fingerprint covers the special tokens as well."""
+        sides = (self.student, self.teacher)
+        fingerprints = [None if side is None else (side.fingerprint, side.vocab_size) for side in sides]
+        hashes = [(source.bytes, source.sha256) for source in self.sources]
+        return json.dumps([SCHEMA_VERSION, fingerprints, self.text_key, self.prompt_key, hashes])
+
+    def plus(self, other: Manifest) -> Manifest:
+        """With the counts of another part of the same data added."""
+        teacher = None
+        if self.teacher is not None and other.teacher is not None:
+            teacher = replace(self.teacher, tokens=self.teacher.tokens + other.teacher.tokens)
+        return replace(
+            self,
+            student=replace(self.student, tokens=self.student.tokens + other.student.tokens),
+            teacher=teacher,
+            skipped_examples=(*self.skipped_examples, *other.skipped_examples)[:MOST_EXAMPLES],
+            **{name: getattr(self, name) + getattr(other, name) for name in COUNTS},
+        )
 
     def save(self, directory: Path) -> None:
         """Write `manifest.json` into the directory."""
@@ -101,13 +143,6 @@ class Manifest:
         return _parse(cast("dict[str, Any]", content), path)
 
 
-def _inputs(manifest: Manifest) -> tuple[Any, ...]:
-    """What decides the prepared tokens. A fingerprint covers the special tokens as well."""
-    sides = (manifest.student, manifest.teacher)
-    fingerprints = [None if side is None else (side.fingerprint, side.vocab_size) for side in sides]
-    return (fingerprints, manifest.text_key, [(source.bytes, source.sha256) for source in manifest.sources])
-
-
 def _parse(content: Mapping[str, Any], path: Path) -> Manifest:
     expected = {f.name for f in fields(Manifest)} - {"reused"}
     if set(content) != expected:
@@ -119,6 +154,7 @@ def _parse(content: Mapping[str, Any], path: Path) -> Manifest:
             "student": Side(**content["student"]),
             "teacher": None if content["teacher"] is None else Side(**content["teacher"]),
             "sources": tuple(SourceFile(**source) for source in content["sources"]),
+            "skipped_examples": tuple(content["skipped_examples"]),
         }
     except TypeError as error:
         raise DataError(f"{path} is damaged ({error}); prepare the data again") from error

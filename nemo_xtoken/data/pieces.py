@@ -21,6 +21,7 @@ class Pieces:
     student_start, student_end   [p] int64, tokens of the document, end exclusive; teacher likewise
     chunk_start, chunk_end       [p] int64, chunks of the document
     dropped_chunks               chunks that alone are longer than a sequence, left out with their tokens
+    prompt_pieces                pieces left out since they hold nothing but prompt
     """
 
     document: NDArray[np.int64]
@@ -31,6 +32,7 @@ class Pieces:
     chunk_start: NDArray[np.int64]
     chunk_end: NDArray[np.int64]
     dropped_chunks: int
+    prompt_pieces: int = 0
 
     def __len__(self) -> int:
         return len(self.document)
@@ -75,6 +77,11 @@ def cut_pieces(prepared: PreparedData, student_sequence_length: int, teacher_seq
             f"no chunk of {prepared.path} fits into {student_sequence_length} student and {teacher_sequence_length} "
             "teacher tokens; raise the sequence lengths"
         )
+    learnt = rows[:, 2] > prepared.loss_starts[rows[:, 0]]
+    prompt_pieces = int((~learnt).sum())
+    rows = rows[learnt]
+    if not len(rows):
+        raise DataError(f"nothing but prompts in {prepared.path}; expected text after them")
     columns = rows[np.argsort(rows[:, 0], kind="stable")].T.copy()
     return Pieces(
         document=columns[0],
@@ -85,6 +92,7 @@ def cut_pieces(prepared: PreparedData, student_sequence_length: int, teacher_seq
         chunk_start=columns[5],
         chunk_end=columns[6],
         dropped_chunks=dropped,
+        prompt_pieces=prompt_pieces,
     )
 
 

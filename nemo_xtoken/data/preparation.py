@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from array import array
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, NamedTuple
 
-import numpy as np
-
-from nemo_xtoken.data.aligned import AlignedDocument, Edges, align_documents
-from nemo_xtoken.data.indexed import IndexedWriter, bin_path, idx_path, token_dtype
-from nemo_xtoken.data.layout import CHUNKS, DOCUMENT_BYTES, MANIFEST, STUDENT, TEACHER
-from nemo_xtoken.data.manifest import Manifest, Side, SourceFile
+from nemo_xtoken.data.aligned import Edges
+from nemo_xtoken.data.indexed import bin_path, idx_path
+from nemo_xtoken.data.layout import CHUNKS, DOCUMENTS, MANIFEST, STUDENT, TEACHER
+from nemo_xtoken.data.manifest import MOST_EXAMPLES, Manifest, Side
 from nemo_xtoken.data.prepared import PreparedData
-from nemo_xtoken.data.sources import SourceDocument, find_sources, hash_file, read_documents
-from nemo_xtoken.data.workspace import appearing
+from nemo_xtoken.data.shard_writer import ShardWriter, merge
+from nemo_xtoken.data.shards import Shard, cut_sources
+from nemo_xtoken.data.sources import find_sources, format_of
+from nemo_xtoken.data.workers import Report, run_tasks
+from nemo_xtoken.data.workspace import Workspace, clear_up_after, workspace
 from nemo_xtoken.errors import DataError
 from nemo_xtoken.tokenizers.protocol import Tokenizer
 
-BATCH_CHARACTERS = 1 << 20
-"""Text held and tokenized at a time; a longer document is a batch of its own."""
-
 Progress = Callable[[int, int], None]
+OnError = Literal["stop", "skip"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,45 +35,74 @@ def prepare(
     teacher: Tokenizer | None,
     *,
     text_key: str = "text",
+    prompt_key: str | None = None,
+    on_error: OnError = "stop",
+    workers: int = 1,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> Manifest:
     """Tokenize the documents of `sources` on both sides, align them and write them to the directory `out`.
 
     A document becomes [bos] text [eos] on each side, with the specials that the tokenizer has; empty documents are
-    counted and left out. Without a teacher only the student side is written, and no chunks.
-    `out` appears whole, by a rename. If it already holds this text from these tokenizers it is kept, and the manifest
-    says `reused`. `on_progress(done, total)` is called with bytes of the source files.
+    counted and left out. With `prompt_key` the prompt stands before the text and is not learnt. Without a teacher only
+    the student side is written, and no chunks.
+    `out` appears whole, by a rename; a run that was killed goes on where it was, with any number of workers, to the
+    same bytes. If `out` already holds this text from these tokenizers it is kept, and the manifest says `reused`.
+    on_error     "skip" counts documents and files that cannot be used, with the first reasons, instead of raising
+    workers      processes that are forked; with 1 all is done in this one
+    on_progress  called with (done, total) bytes of the source files
     Raises DataError for bad input, and where `out` holds something else and `overwrite` is False.
     """
     out = Path(out)
-    plan = _plan(find_sources([Path(source) for source in sources]), student, teacher, text_key)
+    files = find_sources([Path(source) for source in sources])
+    _check_keys(files, prompt_key)
+    refuse = _refuse if on_error == "stop" else _ignore
+    work = cut_sources(files, refuse, workers)
+    empty = Manifest(
+        student=_side(student),
+        teacher=None if teacher is None else _side(teacher),
+        text_key=text_key,
+        prompt_key=prompt_key,
+        sources=work.sources,
+        skipped_documents=len(work.refused),
+        skipped_examples=tuple(work.refused[:MOST_EXAMPLES]),
+    )
     existing = _existing(out)
-    if existing is not None and existing.same_inputs(plan):
+    if existing is not None and existing.same_inputs(empty):
         logger.info("%s already holds this text from these tokenizers; it is reused", out)
+        clear_up_after(out)
         return replace(existing, reused=True)
     _check_free(out, overwrite)
+    writer = ShardWriter(replace(empty, sources=(), skipped_documents=0, skipped_examples=()), student, teacher, refuse)
     try:
-        with appearing(out) as directory:
-            manifest = _write(directory, plan, student, teacher, on_progress or _silent)
-            manifest.save(directory)
+        with workspace(out, _key(empty, work.shards)) as place:
+            _write_shards(place, work.shards, writer, on_error, workers, on_progress or _silent)
+            return _merge(place, len(work.shards), empty)
     except OSError as error:
-        raise DataError(f"cannot write {out}: {error.strerror or error}") from error
-    return manifest
+        raise DataError(
+            f"cannot write {out}: {error.strerror or error}; mend it and run the same again: it goes on where it was"
+        ) from error
 
 
 def _silent(done: int, total: int) -> None:
     pass
 
 
-def _plan(files: Sequence[Path], student: Tokenizer, teacher: Tokenizer | None, text_key: str) -> Manifest:
-    """The manifest before anything is counted."""
-    return Manifest(
-        student=_side(student),
-        teacher=None if teacher is None else _side(teacher),
-        text_key=text_key,
-        sources=tuple(SourceFile(path=str(file), bytes=file.stat().st_size, sha256=hash_file(file)) for file in files),
-    )
+def _refuse(reason: str) -> None:
+    raise DataError(reason)
+
+
+def _ignore(reason: str) -> None:
+    pass
+
+
+def _check_keys(files: Sequence[Path], prompt_key: str | None) -> None:
+    for file in files if prompt_key is not None else ():
+        kind = format_of(file)
+        if kind is not None and not kind.has_keys:
+            raise DataError(
+                f"{file} has no keys or columns, so no prompt; leave the prompt key out or convert the file"
+            )
 
 
 def _side(tokenizer: Tokenizer) -> Side:
@@ -104,7 +132,7 @@ def _check_free(out: Path, overwrite: bool) -> None:
         raise DataError(f"expected a directory to write at {out}, got a file; choose another directory")
     ours = {path(Path(name)).name for name in (STUDENT, TEACHER, CHUNKS) for path in (bin_path, idx_path)}
     present = {path.name for path in out.iterdir()}
-    foreign = sorted(present - ours - {MANIFEST, DOCUMENT_BYTES})
+    foreign = sorted(present - ours - {MANIFEST, DOCUMENTS})
     if foreign:
         raise DataError(f"{out} holds files that are not prepared data, such as {foreign[0]}; choose another directory")
     if MANIFEST in present and not overwrite:
@@ -113,81 +141,60 @@ def _check_free(out: Path, overwrite: bool) -> None:
         )
 
 
-def _write(
-    directory: Path, plan: Manifest, student: Tokenizer, teacher: Tokenizer | None, on_progress: Progress
-) -> Manifest:
-    total, done, empty = sum(source.bytes for source in plan.sources), 0, 0
-    with ExitStack() as stack:
-        writer = _Writer(stack, directory, plan)
-        for batch in _batches(plan):
-            kept = 0
-            for document in align_documents([source for source in batch if source.text], student, teacher):
-                writer.add(document)
-                kept += 1
-            empty += len(batch) - kept
-            done += sum(source.file_bytes for source in batch)
-            on_progress(done, total)
-        if not writer.document_bytes:
-            places = ", ".join(source.path for source in plan.sources)
-            raise DataError(f"expected text in {places}, got {empty} documents, all of them empty")
-    np.save(directory / DOCUMENT_BYTES, np.array(writer.document_bytes, dtype=np.int64))
-    return writer.manifest(empty)
+def _key(empty: Manifest, shards: Sequence[Shard]) -> str:
+    """A name for the work: the same when every shard would be."""
+    cuts = [[(part.start, part.stop, part.file_bytes) for part in shard.slices] for shard in shards]
+    return hashlib.sha256(f"{empty.inputs} {cuts}".encode()).hexdigest()
 
 
-def _batches(plan: Manifest) -> Iterator[list[SourceDocument]]:
-    batch: list[SourceDocument] = []
-    held = 0
-    for source in plan.sources:
-        for document in read_documents(Path(source.path), plan.text_key):
-            batch.append(document)
-            held += len(document.text)
-            if held >= BATCH_CHARACTERS:
-                yield batch
-                batch, held = [], 0
-    if batch:
-        yield batch
+class _ShardWork(NamedTuple):
+    """Writes a shard by its number."""
+
+    place: Workspace
+    shards: Sequence[Shard]
+    writer: ShardWriter
+
+    def __call__(self, number: int, report: Report) -> None:
+        with self.place.finishing(number) as directory:
+            self.writer.write(self.shards[number], directory, report)
 
 
-class _Writer:
-    """The files of prepared data while they are written, and what they hold so far. Closed by the stack."""
+def _write_shards(
+    place: Workspace,
+    shards: Sequence[Shard],
+    writer: ShardWriter,
+    on_error: OnError,
+    workers: int,
+    on_progress: Progress,
+) -> None:
+    """All shards that are not finished yet."""
+    finished = {number for number in range(len(shards)) if place.part(number).is_dir()}
+    for number in sorted(finished) if on_error == "stop" else ():
+        if Manifest.load(place.part(number)).skipped_documents:
+            place.drop(number)
+            finished.remove(number)
+    total = sum(shard.file_bytes for shard in shards)
+    done = sum(shards[number].file_bytes for number in finished)
 
-    def __init__(self, stack: ExitStack, directory: Path, plan: Manifest) -> None:
-        self._plan = plan
-        self._student = stack.enter_context(IndexedWriter(directory / STUDENT, token_dtype(plan.student.vocab_size)))
-        self._teacher = self._chunks = None
-        if plan.teacher is not None:
-            self._teacher = stack.enter_context(
-                IndexedWriter(directory / TEACHER, token_dtype(plan.teacher.vocab_size))
-            )
-            self._chunks = stack.enter_context(IndexedWriter(directory / CHUNKS, np.int32))
-        self.document_bytes = array("q")
-        self._student_tokens = self._teacher_tokens = 0
-        self._num_chunks = self._one_to_one = self._inexact = 0
+    def report(amount: int) -> None:
+        nonlocal done
+        done += amount
+        on_progress(done, total)
 
-    def add(self, document: AlignedDocument) -> None:
-        self._student.add(document.student)
-        self._student_tokens += len(document.student)
-        self.document_bytes.append(document.num_bytes)
-        if self._teacher is None or self._chunks is None:
-            return
-        chunks = document.chunks
-        self._teacher.add(document.teacher)
-        self._chunks.add(chunks.reshape(-1))
-        self._teacher_tokens += len(document.teacher)
-        self._num_chunks += len(chunks)
-        self._one_to_one += int(((chunks[:, 1] - chunks[:, 0] == 1) & (chunks[:, 3] - chunks[:, 2] == 1)).sum())
-        self._inexact += int((chunks[:, 4] == 0).sum())
+    todo = [number for number in range(len(shards)) if number not in finished]
+    run_tasks(todo, _ShardWork(place, shards, writer), workers, report)
 
-    def manifest(self, empty_documents: int) -> Manifest:
-        plan = self._plan
-        return replace(
-            plan,
-            student=replace(plan.student, tokens=self._student_tokens),
-            teacher=None if plan.teacher is None else replace(plan.teacher, tokens=self._teacher_tokens),
-            documents=len(self.document_bytes),
-            empty_documents=empty_documents,
-            bytes=sum(self.document_bytes),
-            chunks=self._num_chunks,
-            one_to_one_chunks=self._one_to_one,
-            inexact_chunks=self._inexact,
+
+def _merge(place: Workspace, num_shards: int, empty: Manifest) -> Manifest:
+    directory = place.whole()
+    manifest = merge([place.part(number) for number in range(num_shards)], directory, empty) if num_shards else empty
+    if not manifest.documents:
+        for number in range(num_shards):
+            place.drop(number)
+        places = ", ".join(source.path for source in empty.sources) or "any of the sources"
+        raise DataError(
+            f"expected text in {places}, got {manifest.empty_documents} documents, all of them empty"
+            + (f", and {manifest.skipped_documents} that could not be used" if manifest.skipped_documents else "")
         )
+    manifest.save(directory)
+    return manifest

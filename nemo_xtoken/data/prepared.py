@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_xtoken.data.indexed import IndexedReader
-from nemo_xtoken.data.layout import CHUNK_COLUMNS, CHUNKS, DOCUMENT_BYTES, STUDENT, TEACHER
+from nemo_xtoken.data.layout import CHUNK_COLUMNS, CHUNKS, DOCUMENT_COLUMNS, DOCUMENTS, STUDENT, TEACHER
 from nemo_xtoken.data.manifest import Manifest
 from nemo_xtoken.errors import DataError
 from nemo_xtoken.types import Chunks
@@ -33,6 +33,8 @@ class PreparedData:
     teacher_lengths  [documents] int64 tokens, zeros without a teacher
     chunk_counts     [documents] int64 chunks
     document_bytes   [documents] int64 UTF-8 bytes
+    loss_starts      [documents] int64, the first student token that is learnt; 0 without a prompt
+    loss_bytes       [documents] int64 UTF-8 bytes of the text from that token on
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -44,7 +46,7 @@ class PreparedData:
         self.student_lengths = self._student.lengths.astype(np.int64)
         self.teacher_lengths = self._lengths(self._teacher)
         self.chunk_counts = self._lengths(self._chunks) // CHUNK_COLUMNS
-        self.document_bytes = _load_document_bytes(path / DOCUMENT_BYTES)
+        self.document_bytes, self.loss_starts, self.loss_bytes = _load_documents(path / DOCUMENTS)
         self._check_counts()
 
     @classmethod
@@ -91,8 +93,10 @@ class PreparedData:
             )
 
 
-def _load_document_bytes(path: Path) -> NDArray[np.int64]:
+def _load_documents(path: Path) -> NDArray[np.int64]:
+    """The table of documents, [DOCUMENT_COLUMNS, documents]."""
     try:
-        return np.load(path, allow_pickle=False)
+        table: NDArray[np.int64] = np.load(path, allow_pickle=False)
+        return np.ascontiguousarray(table.reshape(-1, DOCUMENT_COLUMNS).T)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}; prepare the data again") from error

@@ -29,14 +29,16 @@ class PackedSequence:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Both sequences and their chunks.
+    """Both sequences, what of them is learnt, and their chunks.
 
+    loss_mask   [s] bool, whether the student's row counts in cross-entropy: its label is there and not of a prompt
     chunk_rows  [c, 4] int64: student_start, student_end, teacher_start, teacher_end in predictor rows of this sample
     chunk_mask  [c] bool, whether the chunk counts in the loss
     """
 
     student: PackedSequence
     teacher: PackedSequence
+    loss_mask: NDArray[np.bool_]
     chunk_rows: NDArray[np.int64]
     chunk_mask: NDArray[np.bool_]
 
@@ -59,20 +61,35 @@ class SampleBuilder:
         teacher_spans = _spans(pieces.teacher_start[chosen], pieces.teacher_end[chosen])
         student = [self.prepared.student_tokens(i)[span] for i, span in zip(documents, student_spans, strict=True)]
         teacher = [self.prepared.teacher_tokens(i)[span] for i, span in zip(documents, teacher_spans, strict=True)]
-        chunk_rows, exact = self._chunks(chosen)
+        chunk_rows, exact, learnt = self._chunks(chosen)
+        student_sequence = _sequence(student, self.student_sequence_length, manifest.student.padding_id)
         return Sample(
-            student=_sequence(student, self.student_sequence_length, manifest.student.padding_id),
+            student=student_sequence,
             teacher=_sequence(
                 teacher, self.teacher_sequence_length, manifest.teacher.padding_id if manifest.teacher else 0
             ),
+            loss_mask=self._loss_mask(chosen, student_sequence.labels),
             chunk_rows=chunk_rows,
-            chunk_mask=exact | (not self.exact_chunks_only),
+            chunk_mask=learnt & (exact | (not self.exact_chunks_only)),
         )
 
-    def _chunks(self, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Predictor rows [c, 4] and exactness [c]: tokens [a, b) of the sequence are predicted by rows [a - 1, b - 1).
+    def _loss_mask(self, chosen: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """[s] rows whose label is there and is learnt: row i predicts token i + 1."""
+        mask = labels != IGNORED_LABEL
+        pieces = self.pieces
+        prompts = self.prepared.loss_starts[pieces.document[chosen]] - pieces.student_start[chosen]
+        lengths = pieces.student_lengths[chosen]
+        starts = np.cumsum(lengths) - lengths
+        for start, prompt in zip(starts.tolist(), prompts.tolist(), strict=True):
+            if prompt > 1:
+                mask[start : start + prompt - 1] = False
+        return mask
 
-        A chunk that begins its piece on either side has no predictor there and is left out.
+    def _chunks(self, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
+        """Predictor rows [c, 4]: tokens [a, b) of the sequence are predicted by rows [a - 1, b - 1). Exactness [c].
+
+        The last is whether a chunk is learnt [c]: it begins after the prompt. A chunk that begins its piece on either
+        side has no predictor there and is left out.
         """
         pieces = self.pieces
         spans = _spans(pieces.chunk_start[chosen], pieces.chunk_end[chosen])
@@ -84,12 +101,13 @@ class SampleBuilder:
         student_in_piece, student_offset = _shifts(pieces.student_start[chosen], pieces.student_lengths[chosen], counts)
         teacher_in_piece, teacher_offset = _shifts(pieces.teacher_start[chosen], pieces.teacher_lengths[chosen], counts)
         rows = table[:, :4]
+        learnt = rows[:, 0] >= np.repeat(self.prepared.loss_starts[pieces.document[chosen]], counts)
         rows[:, :2] -= student_in_piece[:, None]
         rows[:, 2:] -= teacher_in_piece[:, None]
         predicted = (rows[:, 0] > 0) & (rows[:, 2] > 0)
         rows[:, :2] += student_offset[:, None] - 1
         rows[:, 2:] += teacher_offset[:, None] - 1
-        return rows[predicted], table[predicted, 4] != 0
+        return rows[predicted], table[predicted, 4] != 0, learnt[predicted]
 
 
 def _spans(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> list[slice]:

@@ -1,112 +1,91 @@
-"""Documents out of text files: a `.txt` is one document; a line of a `.jsonl` is one, with its text under a key."""
+"""Which files are sources, and how each kind is read."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
 
+from nemo_xtoken.data.indexed import bin_path, idx_path
+from nemo_xtoken.data.reading import BadDocument, Fields, Slice, SourceDocument, SourceFormat
+from nemo_xtoken.data.tables import ArrowFile, ParquetFile
+from nemo_xtoken.data.text_files import JsonLines, TextFile
+from nemo_xtoken.data.token_files import TokenFile, TokenIndex
 from nemo_xtoken.errors import DataError
 
-SUFFIXES = (".txt", ".jsonl")
+IN_FOLDERS: dict[str, SourceFormat] = {
+    ".txt": TextFile(),
+    ".txt.gz": TextFile(),
+    ".jsonl": JsonLines(),
+    ".jsonl.gz": JsonLines(),
+    ".parquet": ParquetFile(),
+}
+"""What a folder stands for, by the end of the name."""
 
-
-class SourceDocument(NamedTuple):
-    """One document of a source file.
-
-    text        what is tokenized, as it stands in the file (line ends included)
-    place       where it is, for messages
-    file_bytes  bytes of the file that it takes up
-    """
-
-    text: str
-    place: str
-    file_bytes: int
+FORMATS: dict[str, SourceFormat] = {**IN_FOLDERS, ".arrow": ArrowFile(), ".bin": TokenFile(), ".idx": TokenIndex()}
+EXPECTED = ".txt, .jsonl (or either with .gz), .parquet, .bin with its .idx, or a Hugging Face dataset on disk"
 
 
 def find_sources(paths: Sequence[Path]) -> list[Path]:
-    """The files that the paths name, in order; a folder stands for all `.txt` and `.jsonl` below it, sorted by path."""
+    """The files that the paths name, in order.
+
+    A Hugging Face dataset on disk stands for its Arrow files; any other folder for all text files and tables below it,
+    sorted by path; a `.bin`, its `.idx` or the prefix of both for both. Raises DataError for what is no source.
+    """
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            found += sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
-        elif not path.exists():
-            raise DataError(f"expected a .txt or .jsonl file or a folder of them at {path}, found nothing there")
-        elif path.suffix not in SUFFIXES:
-            raise DataError(f"{path} is not a .txt or .jsonl file; convert or rename it")
-        else:
-            found.append(path)
+        found += _in_folder(path) if path.is_dir() else _file(path)
     if not found:
         raise DataError(
-            f"no .txt or .jsonl file in {', '.join(map(str, paths)) or 'an empty list of sources'}; name one"
+            f"no source in {', '.join(map(str, paths)) or 'an empty list of sources'}; expected {', '.join(IN_FOLDERS)}"
         )
     return found
 
 
-def hash_file(path: Path) -> str:
-    """The file's SHA-256 in hex."""
+def format_of(path: Path) -> SourceFormat | None:
+    """The kind of a file, by its name."""
+    return next((kind for suffix, kind in FORMATS.items() if path.name.endswith(suffix)), None)
+
+
+def read_slice(part: Slice, fields: Fields) -> Iterator[SourceDocument | BadDocument]:
+    """The documents of a slice, in order, empty ones too; a file that cannot be read on ends with a BadDocument."""
+    kind = format_of(part.path)
+    assert kind is not None
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+        yield from kind.read(part, fields)
+    except DataError as error:
+        yield BadDocument(str(error))
+    except (OSError, EOFError, zlib.error) as error:
+        yield BadDocument(unreadable(part.path, error))
 
 
-def read_documents(path: Path, text_key: str = "text") -> Iterator[SourceDocument]:
-    """The documents of one source file, in order; empty ones too, blank lines of a `.jsonl` not.
-
-    Raises DataError that names the file and the line or byte for what is not UTF-8, not JSON or lacks `text_key`.
-    """
-    try:
-        yield from _read_text(path) if path.suffix == ".txt" else _read_lines(path, text_key)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+def unreadable(path: Path, error: Exception) -> str:
+    """One line about a file that cannot be read."""
+    return f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
 
 
-def _read_text(path: Path) -> Iterator[SourceDocument]:
-    content = path.read_bytes()
-    yield SourceDocument(_decode(content, path, 0), str(path), len(content))
+def _in_folder(folder: Path) -> list[Path]:
+    if (folder / "dataset_dict.json").is_file():
+        splits = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+        raise DataError(f"{folder} holds the splits {splits} of a Hugging Face dataset; name one: {folder}/SPLIT")
+    if (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file():
+        try:
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            return [folder / file["filename"] for file in state["_data_files"]]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise DataError(f"{folder}/state.json is not that of a Hugging Face dataset on disk: {error}") from error
+    return sorted(file for file in folder.rglob("*") if file.name.endswith(tuple(IN_FOLDERS)) and file.is_file())
 
 
-def _read_lines(path: Path, text_key: str) -> Iterator[SourceDocument]:
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                place = f"{path} line {number}"
-                yield SourceDocument(_text_of(_decode(line, path, offset), text_key, place), place, len(line))
-            offset += len(line)
-
-
-def _decode(content: bytes, path: Path, offset: int) -> str:
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 at byte {offset + error.start} ({error.reason}); convert it to UTF-8"
-        ) from error
-
-
-def _text_of(line: str, text_key: str, place: str) -> str:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise DataError(f"{place} is not JSON: {reason}") from error
-    if not isinstance(record, dict):
-        raise DataError(f'{place}: expected a JSON object with the key "{text_key}", got a {type(record).__name__}')
-    text = cast("dict[str, Any]", record).get(text_key)
-    if text is None:
-        keys = ", ".join(cast("dict[str, Any]", record)) or "none"
-        raise DataError(f'{place} has no text under the key "{text_key}" (its keys: {keys}); pass another text key')
-    if not isinstance(text, str):
-        raise DataError(f'{place}: expected a string under "{text_key}", got a {type(text).__name__}')
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f'{place}: "{text_key}" holds half of a surrogate pair at character {error.start}; mend the JSON'
-        ) from error
-    return text
+def _file(path: Path) -> list[Path]:
+    prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+    if bin_path(prefix).is_file() and idx_path(prefix).is_file():
+        return [idx_path(prefix), bin_path(prefix)]
+    if not path.exists():
+        raise DataError(f"expected a source at {path}, found nothing there; a source is {EXPECTED}")
+    if prefix != path:
+        raise DataError(f"{path} lacks the other of its two files {prefix.name}.bin and {prefix.name}.idx")
+    if format_of(path) is None:
+        raise DataError(f"{path} is none of {EXPECTED}; convert or rename it")
+    return [path]

@@ -1,56 +1,125 @@
-"""A directory that appears whole or not at all: written under a temporary name beside its place, then renamed."""
+"""Where prepared data is written before it appears: a directory beside its place, which the next run finds again."""
 
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
-import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
+from nemo_xtoken.errors import DataError
+
+KEY_NAME = "key"
 LOCK_NAME = ".lock"
-SUFFIX = ".partial"
+WHOLE = "whole"
+TEMPORARY = ".tmp"
+
+
+class Workspace:
+    """Parts that were finished, each under its number, and the whole before it takes the place of `out`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def part(self, number: int) -> Path:
+        """The directory of a part; it is there only when the part is finished."""
+        return self.directory / f"{number:06d}"
+
+    @contextmanager
+    def finishing(self, number: int) -> Generator[Path]:
+        """An empty directory that becomes the part when the block ends without an error."""
+        temporary = self.directory / f"{number:06d}.{os.getpid()}{TEMPORARY}"
+        temporary.mkdir()
+        yield temporary
+        temporary.rename(self.part(number))
+
+    def whole(self) -> Path:
+        """An empty directory for all parts together."""
+        shutil.rmtree(self.directory / WHOLE, ignore_errors=True)
+        (self.directory / WHOLE).mkdir()
+        return self.directory / WHOLE
+
+    def drop(self, number: int) -> None:
+        """Forget a finished part."""
+        shutil.rmtree(self.part(number), ignore_errors=True)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no part is finished."""
+        return not any(path.name.isdigit() for path in self.directory.iterdir())
 
 
 @contextmanager
-def appearing(out: Path) -> Generator[Path]:
-    """An empty directory to write into, which takes the place of `out` when the block ends without an error.
+def workspace(out: Path, key: str) -> Generator[Workspace]:
+    """The workspace of `out`, with the parts that an earlier run of the same key has finished.
 
-    What killed runs left beside `out` is removed. A running one holds a lock on its directory and is left alone.
+    What is written to its `whole()` takes the place of `out` when the block ends without an error. After an error, or
+    when the process is killed, finished parts stay for the next run; those of another key are removed by it.
+    Raises DataError where another process has the workspace.
     """
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(out)
-    directory = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=SUFFIX, dir=out.parent))
+    directory = out.parent / f".{out.name}.partial"
+    with _locked(directory, out):
+        work = Workspace(directory)
+        _clear_up(directory, key)
+        try:
+            yield work
+        except BaseException:
+            if work.is_empty:
+                shutil.rmtree(directory, ignore_errors=True)
+            raise
+        _replace(directory, out)
+
+
+def clear_up_after(out: Path) -> None:
+    """Remove the workspace of an `out` that is there, which a run left that was killed at its very end."""
+    out = out.resolve()
+    directory = out.parent / f".{out.name}.partial"
+    if directory.is_dir():
+        with _locked(directory, out):
+            shutil.rmtree(directory)
+
+
+@contextmanager
+def _locked(directory: Path, out: Path) -> Generator[BinaryIO]:
+    """A lock that goes with this process, and that forked ones do not share."""
+    while True:
+        directory.mkdir(exist_ok=True)
+        with (directory / LOCK_NAME).open("wb") as lock:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise DataError(
+                    f"another process is preparing {out}; wait for it or choose another directory"
+                ) from error
+            if _is_at(lock, directory / LOCK_NAME):  # else the run before has just removed it
+                yield lock
+                return
+
+
+def _is_at(lock: BinaryIO, path: Path) -> bool:
     try:
-        directory.chmod(0o755)
-        with (directory / LOCK_NAME).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield directory
-            (directory / LOCK_NAME).unlink()
-            _replace(directory, out)
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
+        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _clear_up(directory: Path, key: str) -> None:
+    """Remove what was not finished, and everything of another key."""
+    key_path = directory / KEY_NAME
+    is_same = key_path.is_file() and key_path.read_text(encoding="utf-8") == key
+    for path in directory.iterdir():
+        if path.is_dir() and not (is_same and path.name.isdigit()):
+            shutil.rmtree(path)
+    key_path.write_text(key, encoding="utf-8")
 
 
 def _replace(directory: Path, out: Path) -> None:
     if out.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=SUFFIX, dir=out.parent))
-        out.rename(old / out.name)
-        directory.rename(out)
-        shutil.rmtree(old)
-    else:
-        directory.rename(out)
-
-
-def _remove_leftovers(out: Path) -> None:
-    """A lock goes with the process that held it, so a directory whose lock can be had was left by one that died."""
-    for lock_path in out.parent.glob(f".{out.name}.*{SUFFIX}/{LOCK_NAME}"):
-        try:
-            with lock_path.open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock_path.parent, ignore_errors=True)
-        except OSError:
-            continue
+        out.rename(directory / f"replaced{TEMPORARY}")
+    (directory / WHOLE).rename(out)
+    shutil.rmtree(directory)

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_xtoken.errors import ConfigError
+from nemo_xtoken.kernels.precision import accumulated
 from nemo_xtoken.parallel.heads import cut_head
 from nemo_xtoken.parallel.pair import ShardedPair
 
@@ -82,8 +83,3 @@ def cut_options(options: HeadOptions, pair: ShardedPair, teacher_group: dist.Pro
     if options.bias is None:
         return options
     return replace(options, bias=cut_head(options.bias[:, None], pair, teacher_group).squeeze(1))
-
-
-def accumulated(x: Tensor) -> Tensor:
-    """x in the precision of sums: float32, or float64 where x is."""
-    return x if x.dtype == torch.float64 else x.float()

@@ -10,7 +10,11 @@ from nemo_xtoken.projection.pieces import decode_strictly
 
 
 class TokenClass(StrEnum):
-    """One kind of token; the order is that of tables. Numerals, punctuation and words are ASCII."""
+    """One kind of token; the order is that of tables. Numerals, punctuation, words and code are ASCII.
+
+    Code is what programs have and prose hardly has: names in camel case, and marks together with letters, digits, line
+    breaks or tabs ("_id", ".length", ");\n"), contractions ("'s") excepted.
+    """
 
     ONE_DIGIT = "one_digit_numeral"
     TWO_DIGITS = "two_digit_numeral"
@@ -21,6 +25,7 @@ class TokenClass(StrEnum):
     PUNCTUATION_RUN = "punctuation_run"
     WORD = "word"
     SPACED_WORD = "spaced_word"
+    CODE = "code"
     WHITESPACE = "whitespace"
     LATIN = "latin"
     GREEK = "greek"
@@ -58,9 +63,12 @@ Runs of punctuation ("//----") are not among them: vocabularies hold thousands a
 """
 
 _MARK = r"[!-/:-@\[-`{-~]"
+_WITH_MARK = rf"(?!'[A-Za-z]+)[\s!-~]*{_MARK}[\s!-~]*"
+_CAMEL_CASE = r" ?[a-z]+[A-Z][A-Za-z]*"
 _ASCII_PATTERNS = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
+        (_CAMEL_CASE, TokenClass.CODE),
         (r"[A-Za-z]+", TokenClass.WORD),
         (r" [A-Za-z]+", TokenClass.SPACED_WORD),
         (r"[0-9]", TokenClass.ONE_DIGIT),
@@ -70,6 +78,7 @@ _ASCII_PATTERNS = tuple(
         (r" [0-9]+", TokenClass.SPACED_DIGITS),
         (f" ?{_MARK}", TokenClass.PUNCTUATION),
         (f" ?{_MARK}{{2,}}", TokenClass.PUNCTUATION_RUN),
+        (_WITH_MARK, TokenClass.CODE),
     )
 )
 _INDIC = (

@@ -22,7 +22,7 @@ from safetensors.numpy import save as to_bytes
 
 from nemo_xtoken.errors import ProjectionError
 
-SCHEMA = 1
+SCHEMA = 2
 KEY = "nemo_xtoken.projection"
 TENSORS = ("exact", "indices", "weights")
 DESCRIPTION = (
@@ -33,6 +33,7 @@ DESCRIPTION = (
     "teacher_spec",
     "beta",
     "gamma",
+    "reverse_pass",
 )
 
 Value = str | int | float | None
@@ -40,14 +41,19 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def write(path: str | Path, arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Value]) -> None:
-    """Write to a temporary name in the same folder and rename, so that a reader never sees half a file.
-
-    Raises ProjectionError where the folder can't be written.
-    """
+    """Write a projection file, whole or not at all. Raises ProjectionError where the folder can't be written."""
     path = Path(path)
     arrays = {name: np.ascontiguousarray(arrays[name]) for name in TENSORS}
     header = {**description, "schema": SCHEMA, "top_k": arrays["indices"].shape[1], "sha256": _digest(arrays)}
     content = to_bytes(arrays, {KEY: json.dumps(header, sort_keys=True)})
+    write_whole(path, content)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write to a temporary name in the same folder and rename, so that a reader never sees half a file.
+
+    Raises ProjectionError where the folder can't be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, content)
@@ -112,6 +118,14 @@ def _read_safetensors(path: Path) -> tuple[Arrays, Mapping[str, str]]:
         raise ProjectionError(f"{path} is damaged or not a projection file ({error}); build it again") from error
 
 
+def _check_schema(path: str | Path, schema: object) -> None:
+    if schema != SCHEMA:
+        age = "a newer" if isinstance(schema, int) and schema > SCHEMA else "an older"
+        raise ProjectionError(
+            f"{path} has schema {schema} of {age} version, expected {SCHEMA}; build it again with this version"
+        )
+
+
 def _header(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if KEY not in metadata:
         raise ProjectionError(f"{path} is not a projection file: its metadata lacks {KEY}")
@@ -119,8 +133,7 @@ def _header(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         header = json.loads(metadata[KEY])
     except ValueError as error:
         raise ProjectionError(f"{path} is damaged: its metadata is not JSON; build it again") from error
-    schema = header.get("schema")
-    _require(schema == SCHEMA, f"{path} has schema {schema}, expected {SCHEMA}; build it again with this version")
+    _check_schema(path, header.get("schema"))
     missing = sorted({*DESCRIPTION, "sha256"} - header.keys())
     _require(not missing, f"{path} is damaged: its metadata lacks {', '.join(missing)}; build it again")
     return header

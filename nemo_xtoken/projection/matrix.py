@@ -31,7 +31,8 @@ class ProjectionMatrix:
     fingerprints, specs of both tokenizers; empty for a matrix that belongs to no pair
     exact               [V_S] bool, rows of pass 1: both tokens are the same bytes or have the same role. A row with one
                         entry need not be exact ("11" -> "1", "1"). None: every row of one entry
-    beta, gamma         what the weights of pass 2 were built with
+    beta, gamma         what the weights of pass 2 were built with; None where something else made them
+    reverse_pass        whether teacher tokens gave weight to student tokens as well
     Raises ProjectionError where the arrays are not such a matrix.
     """
 
@@ -45,6 +46,7 @@ class ProjectionMatrix:
     exact: NDArray[np.bool_] | None = None
     beta: float | None = None
     gamma: float | None = None
+    reverse_pass: bool = False
 
     def __post_init__(self) -> None:
         self._check_arrays()

@@ -14,6 +14,20 @@ LINE_BREAK = "\n"
 Pieces = NDArray[np.int32]
 
 
+def token_pieces(tokenizer: Tokenizer, vocabulary: Mapping[bytes, int], tokens: Sequence[bytes]) -> list[Pieces]:
+    """What a tokenizer makes of each byte string, [pieces] int32; none where part of it is unknown to the tokenizer.
+
+    Text becomes its own encoding. Bytes that are no text alone are cut into the longest tokens of its `vocabulary`.
+    """
+    texts = [decode_strictly(token) for token in tokens]
+    encoded = iter(text_pieces(tokenizer, [text for text in texts if text is not None]))
+    pieces = [
+        byte_pieces(vocabulary, token) if text is None else next(encoded)
+        for token, text in zip(tokens, texts, strict=True)
+    ]
+    return _without_unknown(pieces, list(tokenizer.special_roles))
+
+
 def text_pieces(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Pieces]:
     """The ids that each text is encoded as, [pieces] int32, all in one batch.
 
@@ -60,6 +74,15 @@ def decode_strictly(token: bytes) -> str | None:
         return token.decode()
     except UnicodeDecodeError:
         return None
+
+
+def _without_unknown(pieces: list[Pieces], special_ids: list[int]) -> list[Pieces]:
+    """The pieces, none where one of them is a special id: that is the token for the unknown, which says nothing."""
+    lengths = [len(ids) for ids in pieces]
+    is_special = np.isin(np.concatenate([*pieces, np.zeros(0, np.int32)]), special_ids)
+    for row in set(np.repeat(np.arange(len(pieces)), lengths)[is_special].tolist()):
+        pieces[row] = np.zeros(0, np.int32)
+    return pieces
 
 
 def _preferred(tokenizer: Tokenizer, doubles: Mapping[bytes, Sequence[int]]) -> dict[bytes, int]:

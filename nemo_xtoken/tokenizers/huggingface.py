@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Encoding as LibraryEncoding
 from tokenizers import Tokenizer as Library
 
@@ -15,8 +16,8 @@ from nemo_xtoken.errors import TokenizerError
 from nemo_xtoken.tokenizers.huggingface_pieces import has_nfc, piece_bytes, piece_kind, special_roles
 from nemo_xtoken.tokenizers.normalize import Normalized, nfc, unchanged
 from nemo_xtoken.tokenizers.spans import encode_utf8, from_char_offsets
-from nemo_xtoken.tokenizers.threads import thread_count
 from nemo_xtoken.tokenizers.vocabulary import Vocabulary
+from nemo_xtoken.tokenizers.white_space import lower_words, single_spaced
 from nemo_xtoken.types import Encoding
 
 
@@ -32,6 +33,7 @@ class HuggingFaceTokenizer:
         self._spec = spec
         self._library = _library(path)
         self._kind = piece_kind(description)
+        self._keeps_bytes = self._kind == "byte_level" or bool(description["model"].get("byte_fallback"))
         self._normalize = nfc if has_nfc(description) else unchanged
         vocab = self._library.get_vocab(with_added_tokens=True)
         roles = special_roles(description, config, vocab)
@@ -59,18 +61,20 @@ class HuggingFaceTokenizer:
 
     def encode(self, text: str) -> Encoding:
         """Tokens and byte spans; see `Tokenizer.encode`."""
-        normalized = self._normalize(text)
-        return self._tokens(self._library.encode(normalized.text, add_special_tokens=False), text, normalized)
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """As `encode`, on the library's threads."""
-        if thread_count(len(texts)) == 1:
-            return [self.encode(text) for text in texts]
         normalized = [self._normalize(text) for text in texts]
-        # The fast way leaves out the offsets, which byte-level tokens don't need.
-        library_batch = self._library.encode_batch_fast if self._kind == "byte_level" else self._library.encode_batch
+        # The fast way leaves out the offsets, which tokens don't need that keep every byte.
+        library_batch = self._library.encode_batch_fast if self._keeps_bytes else self._library.encode_batch
         batch = library_batch([each.text for each in normalized], add_special_tokens=False)
-        return list(map(self._tokens, batch, texts, normalized))
+        ids = [each.ids for each in batch]
+        summed = map(self._summed_tokens, ids, self._vocabulary.arrays(ids), normalized)
+        return [
+            self._offset_tokens(encoding, text, each) if tokens is None else tokens
+            for tokens, encoding, text, each in zip(summed, batch, texts, normalized, strict=True)
+        ]
 
     def token_bytes(self, token_id: int) -> bytes:
         """Bytes of an id; empty for special and unused ids."""
@@ -83,26 +87,27 @@ class HuggingFaceTokenizer:
         text_ids = [int(token_id) for token_id in ids if token_id not in self.special_roles]
         return self._library.decode(text_ids, skip_special_tokens=False)
 
-    def _tokens(self, encoding: LibraryEncoding, text: str, normalized: Normalized) -> Encoding:
-        tokens = None if self._kind == "words" else self._summed_tokens(encoding.ids, normalized)
-        if tokens is not None:
-            return tokens
-        if self._kind == "byte_level" or normalized.text != text:
+    def _summed_tokens(
+        self, id_list: list[int], arrays: tuple[NDArray[np.int32], NDArray[np.int64]], normalized: Normalized
+    ) -> Encoding | None:
+        """Tokens by their lengths, or None where their bytes don't make up the text."""
+        ids, lengths = arrays
+        joined = self._vocabulary.joined(id_list)
+        data = encode_utf8(normalized.text)
+        if self._kind == "words":
+            return lower_words(data).tokens(ids, lengths, joined)
+        if joined == data:
+            return normalized.tokens(ids, lengths)
+        if joined == b" " + data:
+            lengths[0] -= 1
+            return normalized.tokens(ids, lengths)
+        return None if self._keeps_bytes else single_spaced(data).tokens(ids, lengths, joined)
+
+    def _offset_tokens(self, encoding: LibraryEncoding, text: str, normalized: Normalized) -> Encoding:
+        """Tokens by the library's character offsets."""
+        if self._keeps_bytes or normalized.text != text:
             encoding = self._library.encode(text, add_special_tokens=False)
         return from_char_offsets(encoding.ids, encoding.offsets, text)
-
-    def _summed_tokens(self, ids: list[int], normalized: Normalized) -> Encoding | None:
-        """Tokens by their lengths, or None where their bytes don't make up the text."""
-        joined = self._vocabulary.joined(ids)
-        data = encode_utf8(normalized.text)
-        prefixed = joined == b" " + data
-        if joined != data and not prefixed:
-            return None
-        array = np.array(ids, np.int32)
-        lengths = self._vocabulary.lengths[array]
-        if prefixed:
-            lengths[0] -= 1
-        return normalized.tokens(array, lengths)
 
 
 def load_huggingface(spec: str, path: Path) -> HuggingFaceTokenizer:

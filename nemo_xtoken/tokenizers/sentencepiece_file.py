@@ -15,6 +15,7 @@ from nemo_xtoken.tokenizers.normalize import from_offsets, unchanged
 from nemo_xtoken.tokenizers.spans import encode_utf8
 from nemo_xtoken.tokenizers.threads import thread_count
 from nemo_xtoken.tokenizers.vocabulary import Vocabulary
+from nemo_xtoken.tokenizers.white_space import single_spaced
 from nemo_xtoken.types import Encoding
 
 SPACE = "\u2581"
@@ -59,8 +60,8 @@ class SentencePieceTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """As `encode`, on the library's threads."""
         data = [encode_utf8(text) for text in texts]
-        ids = self._library.Encode(list(texts), out_type=int, num_threads=thread_count(len(texts)))
-        return list(map(self._tokens, ids, texts, data))
+        batch = self._library.Encode(list(texts), out_type=int, num_threads=thread_count(len(texts)))
+        return list(map(self._tokens, texts, data, batch, self._vocabulary.arrays(batch)))
 
     def token_bytes(self, token_id: int) -> bytes:
         """Bytes of an id, a space for U+2581; empty for special and unused ids."""
@@ -71,16 +72,18 @@ class SentencePieceTokenizer:
         text_ids = [int(token_id) for token_id in ids if self._vocabulary.token_bytes(token_id)]
         return str(self._library.Decode(text_ids))
 
-    def _tokens(self, ids: list[int], text: str, data: bytes) -> Encoding:
-        array = np.array(ids, np.int32)
-        lengths = self._vocabulary.lengths[array]
-        joined = self._vocabulary.joined(ids)
+    def _tokens(
+        self, text: str, data: bytes, id_list: list[int], arrays: tuple[NDArray[np.int32], NDArray[np.int64]]
+    ) -> Encoding:
+        ids, lengths = arrays
+        joined = self._vocabulary.joined(id_list)
         if joined == data:
-            return unchanged(text).tokens(array, lengths)
+            return unchanged(text).tokens(ids, lengths)
         if joined == b" " + data:
             lengths[0] -= 1
-            return unchanged(text).tokens(array, lengths)
-        return self._normalized_tokens(array, lengths, text)
+            return unchanged(text).tokens(ids, lengths)
+        tokens = single_spaced(data).tokens(ids, lengths, joined)
+        return self._normalized_tokens(ids, lengths, text) if tokens is None else tokens
 
     def _normalized_tokens(self, ids: NDArray[np.int32], lengths: NDArray[np.int64], text: str) -> Encoding:
         """The way for a text that the model's normaliser changes, or with unknown characters."""

@@ -16,6 +16,7 @@ from nemo_xtoken.tokenizers.huggingface import load_huggingface
 from nemo_xtoken.tokenizers.patterns import FAMILIES, find_family
 from nemo_xtoken.tokenizers.protocol import Tokenizer
 from nemo_xtoken.tokenizers.sentencepiece_file import load_sentencepiece
+from nemo_xtoken.tokenizers.tekken_file import MARK, load_tekken
 from nemo_xtoken.tokenizers.tiktoken_file import load_rank_file
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -36,7 +37,7 @@ def load(spec: str) -> Tokenizer:
     """Load a tokenizer.
 
     spec is one of
-        a directory with a tokenizer.json, tokenizer.model or one rank file; or such a file, whatever its name
+        a directory with a tokenizer.json, tokenizer.model, tekken.json or one rank file; or such a file by any name
         FILE?pattern=NAME     a tiktoken rank file, with one of gpt2, cl100k, o200k, qwen, llama3
         pkg:DISTRIBUTION/FILE a file of an installed Python distribution, with `?pattern=` where it needs one
         bytes                 the bytes of the text, with ByT5's ids
@@ -85,7 +86,7 @@ def _neighbours(path: Path) -> str:
 
 
 def _file_in(directory: Path) -> Path:
-    for name in ("tokenizer.json", "tokenizer.model"):
+    for name in ("tokenizer.json", "tokenizer.model", "tekken.json"):
         if (directory / name).is_file():
             return directory / name
     candidates = [path for pattern in ("*.tiktoken", "*.model") for path in sorted(directory.glob(pattern))]
@@ -124,6 +125,8 @@ def _load_file(spec: Spec, path: Path) -> Tokenizer:
             )
         return load_rank_file(spec.text, path, spec.pattern)
     _refuse_pattern(spec, path.name)
+    if MARK in start:
+        return load_tekken(spec.text, path)
     if start.lstrip().startswith(b"{"):
         return load_huggingface(spec.text, path)
     if path.suffix == ".json":

@@ -10,6 +10,7 @@ _available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") el
 def _after_fork() -> None:
     global _available
     _available = 1
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # read by the tokenizers library at every call
 
 
 os.register_at_fork(after_in_child=_after_fork)

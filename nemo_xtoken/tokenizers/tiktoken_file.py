@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import tiktoken
 
 from nemo_xtoken.errors import TokenizerError
@@ -61,17 +60,14 @@ class RankFileTokenizer:
 
     def encode(self, text: str) -> Encoding:
         """Tokens and exact byte spans; see `Tokenizer.encode`."""
-        normalized = self._prepare(text)
-        return self._tokens(self._library.encode_ordinary(normalized.text), normalized)
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """As `encode`, on the library's threads."""
-        num_threads = thread_count(len(texts))
-        if num_threads == 1:
-            return [self.encode(text) for text in texts]
         normalized = [self._prepare(text) for text in texts]
-        ids = self._library.encode_ordinary_batch([each.text for each in normalized], num_threads=num_threads)
-        return list(map(self._tokens, ids, normalized))
+        batch = self._library_batch([each.text for each in normalized])
+        pairs = zip(normalized, self._vocabulary.arrays(batch), strict=True)
+        return [each.tokens(ids, lengths) for each, (ids, lengths) in pairs]
 
     def token_bytes(self, token_id: int) -> bytes:
         """Bytes of an id; empty for special and unused ids."""
@@ -89,9 +85,11 @@ class RankFileTokenizer:
             )
         return self._normalize(text)
 
-    def _tokens(self, ids: list[int], normalized: Normalized) -> Encoding:
-        array = np.array(ids, np.int32)
-        return normalized.tokens(array, self._vocabulary.lengths[array])
+    def _library_batch(self, texts: list[str]) -> list[list[int]]:
+        num_threads = thread_count(len(texts))
+        if num_threads == 1:
+            return list(map(self._library.encode_ordinary, texts))
+        return self._library.encode_ordinary_batch(texts, num_threads=num_threads)
 
 
 def _special_ids(ranks: Mapping[bytes, int], family: Family) -> Mapping[str, int]:
@@ -115,12 +113,17 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         if line.strip():
             piece, rank = _parse_line(path, number, line)
             ranks[piece] = rank
+    check_ranks(path, ranks)
+    return ranks
+
+
+def check_ranks(path: Path, ranks: Mapping[bytes, int]) -> None:
+    """Raise TokenizerError unless each of the 256 bytes has a rank and no two tokens share one."""
     missing = sum(bytes([value]) not in ranks for value in range(256))
     if missing:
         raise TokenizerError(f"{path}: expected a rank for each of the 256 bytes, {missing} are missing")
     if len(set(ranks.values())) < len(ranks):
         raise TokenizerError(f"{path}: expected a rank of its own for each token, some share one")
-    return ranks
 
 
 def _parse_line(path: Path, number: int, line: bytes) -> tuple[bytes, int]:

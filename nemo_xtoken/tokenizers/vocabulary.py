@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,13 @@ class Vocabulary:
     def token_bytes(self, token_id: int) -> bytes:
         """Bytes of an id; empty for special, unused and padded ids."""
         return self.pieces[token_id] if 0 <= token_id < len(self.pieces) else b""
+
+    def arrays(self, batch: Sequence[Sequence[int]]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+        """Ids and bytes per id of each text, from arrays that are made for the whole batch at once."""
+        ends = np.cumsum([0, *map(len, batch)]).tolist()
+        ids = np.fromiter(chain.from_iterable(batch), np.int32, ends[-1])
+        lengths = self.lengths[ids]
+        return ((ids[start:end], lengths[start:end]) for start, end in pairwise(ends))
 
     def joined(self, ids: Iterable[int]) -> bytes:
         """Bytes of a text's ids, one after the other."""

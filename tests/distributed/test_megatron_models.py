@@ -13,8 +13,10 @@ from nemo_xtoken.config import ModelConfig, ParallelConfig
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.megatron import layout as layouts
 from nemo_xtoken.integrations.megatron.attention_mask import document_mask
+from nemo_xtoken.integrations.megatron.context_parallel import model_inputs
 from nemo_xtoken.integrations.megatron.head_tap import head_weight, rows
 from nemo_xtoken.integrations.megatron.models import build_gpt, padded_vocab_size
+from nemo_xtoken.parallel import context_positions
 from tests.distributed.ranks import run_ranks
 
 MODEL = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, num_query_groups=2, ffn_hidden_size=48)
@@ -117,11 +119,54 @@ def test_a_packed_document_has_the_hidden_states_it_has_alone() -> None:
     assert (leaking - alone).abs().max() > 1e-3
 
 
+def hidden_of_packed(cp_size: int) -> Tensor:
+    """Hidden states of two packed documents, put together from the parts of all cp ranks."""
+    layout, gpt = build(MODEL, context_parallel_size=cp_size)
+    tokens, _ = tokens_and_positions()
+    packed = torch.cat([torch.arange(10), torch.arange(6)]).expand(2, -1)
+    hidden = gpt(*model_inputs(tokens, packed, layout.groups.cp)).detach()
+    parts = [torch.empty_like(hidden) for _ in range(cp_size)]
+    dist.all_gather(parts, hidden.contiguous())
+    whole = torch.empty(2, 16, hidden.shape[-1])
+    for rank, part in enumerate(parts):
+        whole[:, context_positions(16, rank, cp_size)] = part
+    return whole
+
+
+@pytest.mark.timeout(60)
+def test_packed_documents_have_the_same_hidden_states_when_sequences_are_cut_over_cp() -> None:
+    (alone,) = run_ranks(1, hidden_of_packed, 1)
+    for cp_size in (2, 4):
+        for hidden in run_ranks(cp_size, hidden_of_packed, cp_size):
+            torch.testing.assert_close(hidden, alone, rtol=1e-4, atol=1e-6)
+
+
+class OneOfTwo:
+    """The first of two cp ranks, as far as a mask asks."""
+
+    def rank(self) -> int:
+        return 0
+
+    def size(self) -> int:
+        return 2
+
+
 def test_the_document_mask_by_hand() -> None:
     mask = document_mask(torch.tensor([[0, 1, 0]]))
     assert mask is not None
     assert mask[0, 0].tolist() == [[False, True, True], [False, False, True], [True, True, False]]
     assert document_mask(torch.tensor([[0, 1, 2], [0, 1, 2]])) is None
+
+
+def test_the_mask_of_a_cp_rank_by_hand() -> None:
+    """Positions 0 and 3 against those of both ranks, 0 3 and 1 2; a document starts at position 2."""
+    group: Any = OneOfTwo()
+    mask = document_mask(torch.tensor([[0, 1, 0, 1]]), group)
+    assert mask is not None
+    assert mask[0, 0].tolist() == [[False, True, True, True], [True, False, True, False]]
+    one_document = document_mask(torch.tensor([[0, 1, 2, 3]]), group)
+    assert one_document is not None
+    assert one_document[0, 0].tolist() == [[False, True, True, True], [False, False, False, False]]
 
 
 def test_the_head_is_padded_to_a_multiple_of_divisor_times_tp_size() -> None:
@@ -138,5 +183,3 @@ def start_with(parallel: dict[str, Any]) -> None:
 def test_a_layout_that_does_not_fit_the_ranks_is_one_clear_error() -> None:
     with pytest.raises(ConfigError, match=r"needs 4 ranks .* the job has 2"):
         run_ranks(2, start_with, {"tensor_model_parallel_size": 4})
-    with pytest.raises(ConfigError, match="context_parallel_size must be 1, got 2"):
-        run_ranks(2, start_with, {"context_parallel_size": 2})

@@ -14,7 +14,7 @@ from torch import Tensor
 from nemo_xtoken import losses
 from nemo_xtoken.config import Direction, LossConfig, LossMode, Merge
 from nemo_xtoken.errors import ConfigError
-from nemo_xtoken.parallel import cut_head, distillation_loss, shard_pair, shard_projection
+from nemo_xtoken.parallel import HeadOptions, cut_head, cut_options, distillation_loss, shard_pair, shard_projection
 from nemo_xtoken.types import ChunkRows, LossTerms
 from tests.distributed.ranks import run_ranks
 from tests.problems import Problem, random_problem
@@ -271,3 +271,50 @@ def test_what_is_not_available_or_does_not_fit_is_refused_in_words() -> None:
         )  # fmt: skip
     with pytest.raises(ConfigError, match="W was built for 23 student ids but the student's head has 22 rows"):
         distillation_loss(problem.student_hidden, problem.student_head[:22], *inputs[2:], problem.matrix, LossConfig())
+
+
+@pytest.mark.parametrize("tp_size", [1, 2])
+@pytest.mark.parametrize("cut", [True, False])
+def test_bias_scale_and_soft_cap_belong_to_the_head(tp_size: int, cut: bool) -> None:
+    problem = random_problem(22, student_padding=1, teacher_padding=1)
+    generator = torch.Generator().manual_seed(0)
+    bias, teacher_bias = (torch.randn(n, generator=generator, dtype=torch.float64) for n in (24, 20))
+    config = LossConfig(block_rows=7, teacher_top_k=9)
+
+    def capped(hidden: Tensor, head: Tensor, head_bias: Tensor) -> Tensor:
+        return 3.0 * torch.tanh(0.5 * (hidden @ head.t() + head_bias) / 3.0)
+
+    def ranks() -> tuple[float, Tensor, Tensor, Tensor]:
+        group, rank = dist.group.WORLD, dist.get_rank()
+        hidden = problem.student_hidden.clone().requires_grad_()
+        head, own_bias = (shard(x, rank, tp_size).requires_grad_() for x in (problem.student_head, bias))
+        teacher_head: Tensor = shard(problem.teacher_head, rank, tp_size)
+        teacher_options = HeadOptions(bias=shard(teacher_bias, rank, tp_size), scale=0.5, soft_cap=3.0)
+        matrix: Any = problem.matrix
+        if cut:
+            matrix = shard_pair(problem.matrix, config, head, group)
+            teacher_head = cut_head(teacher_head, matrix, group)
+            teacher_options = cut_options(teacher_options, matrix, group)
+        terms = distillation_loss(
+            hidden, head, problem.teacher_hidden, teacher_head, problem.batch, matrix, config, group,
+            ce_scale=CE_SCALE, student_options=HeadOptions(bias=own_bias, scale=0.5, soft_cap=3.0),
+            teacher_options=teacher_options,
+        )  # fmt: skip
+        hidden_grad, head_grad, bias_grad = torch.autograd.grad(terms.numerator, (hidden, head, own_bias))
+        return terms.numerator.item(), hidden_grad, head_grad, bias_grad
+
+    hidden, head, whole_bias = (
+        x.clone().requires_grad_() for x in (problem.student_hidden, problem.student_head, bias)
+    )
+    logits = capped(hidden, head, whole_bias)
+    teacher_logits = capped(problem.teacher_hidden, problem.teacher_head, teacher_bias)
+    kd = losses.projected_kl(logits, teacher_logits, problem.batch, problem.matrix, config).numerator
+    expected = kd + CE_SCALE * losses.cross_entropy(logits, problem.batch, 23).numerator
+    gradients = torch.autograd.grad(expected, (hidden, head, whole_bias))
+    results = run_ranks(tp_size, ranks)
+    for value, hidden_grad, _, _ in results:
+        assert value == pytest.approx(expected.item(), rel=1e-10)
+        torch.testing.assert_close(hidden_grad, gradients[0], rtol=1e-10, atol=1e-10)
+    for part in (2, 3):
+        together = torch.cat([result[part] for result in results])
+        torch.testing.assert_close(together, gradients[part - 1], rtol=1e-10, atol=1e-10)

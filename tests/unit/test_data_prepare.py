@@ -1,13 +1,7 @@
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +10,6 @@ import pytest
 
 from nemo_xtoken.data import Manifest, PreparedData, prepare
 from nemo_xtoken.data.aligned import Edges, with_edges
-from nemo_xtoken.data.sources import find_sources, read_documents
 from nemo_xtoken.errors import DataError
 from nemo_xtoken.types import Encoding, role_code
 from tests.fake_tokenizers import FakeTokenizer, random_texts, write_jsonl
@@ -138,7 +131,7 @@ def test_without_a_teacher_there_are_student_tokens_only(tmp_path: Path, source:
 def test_progress_ends_at_all_bytes_of_the_sources(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nemo_xtoken.data.preparation.BATCH_CHARACTERS", 500)
+    monkeypatch.setattr("nemo_xtoken.data.shard_writer.BATCH_CHARACTERS", 500)
     calls: list[tuple[int, int]] = []
     prepare([source], tmp_path / "out", FakeTokenizer(), FakeTokenizer(2), on_progress=lambda *call: calls.append(call))
     size = source.stat().st_size
@@ -149,7 +142,7 @@ def test_progress_ends_at_all_bytes_of_the_sources(
 
 def test_batches_do_not_change_the_result(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare([source], tmp_path / "one", FakeTokenizer(), FakeTokenizer(2))
-    monkeypatch.setattr("nemo_xtoken.data.preparation.BATCH_CHARACTERS", 1)
+    monkeypatch.setattr("nemo_xtoken.data.shard_writer.BATCH_CHARACTERS", 1)
     prepare([source], tmp_path / "many", FakeTokenizer(), FakeTokenizer(2))
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
 
@@ -215,7 +208,7 @@ class FailingTokenizer(FakeTokenizer):
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nemo_xtoken.data.preparation.BATCH_CHARACTERS", 500)
+    monkeypatch.setattr("nemo_xtoken.data.shard_writer.BATCH_CHARACTERS", 500)
     with pytest.raises(KeyboardInterrupt):
         prepare([source], tmp_path / "out", FailingTokenizer(), FakeTokenizer(2))
     assert [path.name for path in tmp_path.iterdir()] == ["text.jsonl"]
@@ -226,65 +219,10 @@ def test_an_interrupted_overwrite_keeps_the_old_data(
 ) -> None:
     prepare([source], tmp_path / "out", FakeTokenizer(7), FakeTokenizer(2))
     before = contents(tmp_path / "out")
-    monkeypatch.setattr("nemo_xtoken.data.preparation.BATCH_CHARACTERS", 500)
+    monkeypatch.setattr("nemo_xtoken.data.shard_writer.BATCH_CHARACTERS", 500)
     with pytest.raises(KeyboardInterrupt):
         prepare([source], tmp_path / "out", FailingTokenizer(), FakeTokenizer(2), overwrite=True)
     assert contents(tmp_path / "out") == before
-
-
-KILLED = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from tests.fake_tokenizers import FakeTokenizer
-from nemo_xtoken.data import preparation, prepare
-
-preparation.BATCH_CHARACTERS = 500
-class Sleeper(FakeTokenizer):
-    def encode_batch(self, texts):
-        if Path({flag!r}).exists():
-            time.sleep(60)
-        Path({flag!r}).touch()
-        return super().encode_batch(texts)
-prepare([{source!r}], {out!r}, Sleeper(), FakeTokenizer(2))
-"""
-
-
-def test_after_kill_9_the_next_run_starts_over_and_clears_up(tmp_path: Path, source: Path) -> None:
-    out, flag = tmp_path / "out", tmp_path / "flag"
-    code = KILLED.format(root=str(Path(__file__).parents[2]), flag=str(flag), source=str(source), out=str(out))
-    path = os.pathsep.join(p for p in sys.path if p)
-    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path})
-    while not flag.exists() and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert len(list(tmp_path.glob(".out.*.partial"))) == 1
-    with pytest.raises(DataError, match="run data prepare"):
-        PreparedData.open(out)
-    manifest = prepare([source], out, FakeTokenizer(), FakeTokenizer(2))
-    assert (manifest.documents, manifest.reused) == (21, False)
-    assert list(tmp_path.glob(".out.*.partial")) == []
-
-
-def test_the_directory_of_a_running_process_is_left_alone(tmp_path: Path, source: Path) -> None:
-    running, dead = tmp_path / ".out.running.partial", tmp_path / ".out.dead.partial"
-    for directory in (running, dead):
-        directory.mkdir()
-        (directory / ".lock").touch()
-    with (running / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        prepare([source], tmp_path / "out", FakeTokenizer(), None)
-        assert (running.exists(), dead.exists()) == (True, False)
-
-
-def test_two_runs_at_once_do_not_harm_each_other(tmp_path: Path, source: Path) -> None:
-    def prepare_again(done: int, total: int) -> None:
-        prepare([source], tmp_path / "out", FakeTokenizer(), FakeTokenizer(2))
-
-    manifest = prepare([source], tmp_path / "out", FakeTokenizer(), FakeTokenizer(2), on_progress=prepare_again)
-    assert PreparedData.open(tmp_path / "out").manifest == manifest
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "text.jsonl"]
 
 
 def test_an_incomplete_directory_is_passed_over_and_rebuilt(tmp_path: Path, source: Path) -> None:
@@ -306,7 +244,7 @@ def test_damaged_prepared_data_is_refused(tmp_path: Path, source: Path) -> None:
     for damaged, message in (
         ("{", "cannot read"),
         ("[]", "schema version None"),
-        (json.dumps({**good, "schema_version": 99}), "schema version 99, expected 1"),
+        (json.dumps({**good, "schema_version": 99}), "schema version 99, expected 2"),
         (json.dumps({**good, "student": {"spec": "x"}}), "is damaged"),
         (json.dumps({**good, "colour": "red"}), "should hold"),
         (json.dumps({**good, "documents": 7}), "different numbers of documents"),
@@ -316,65 +254,9 @@ def test_damaged_prepared_data_is_refused(tmp_path: Path, source: Path) -> None:
             PreparedData.open(out)
     (out / "manifest.json").write_text(json.dumps(good))
     assert PreparedData.open(out).manifest == Manifest.load(out)
-    (out / "document_bytes.npy").write_bytes(b"nonsense")
-    with pytest.raises(DataError, match=r"cannot read .*document_bytes\.npy"):
+    (out / "documents.npy").write_bytes(b"nonsense")
+    with pytest.raises(DataError, match=r"cannot read .*documents\.npy"):
         PreparedData.open(out)
-
-
-def test_a_text_file_is_one_document_and_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "b.txt").write_bytes("two\r\nparts\n\nof é".encode())
-    (tmp_path / "a.txt").write_bytes(b"first")
-    (tmp_path / "notes.md").write_bytes(b"not text of ours")
-    files = find_sources([tmp_path])
-    assert [file.name for file in files] == ["a.txt", "b.txt"]
-    assert [d.text for file in files for d in read_documents(file)] == ["first", "two\r\nparts\n\nof é"]
-
-
-def test_jsonl_lines_keep_their_text_and_blank_lines_are_no_documents(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_bytes('{"body": "a\\u00e9\\ud83d\\ude42", "id": 1}\n\n  \r\n{"body": ""}\n{"body": "\u2028 z"}'.encode())
-    documents = list(read_documents(path, "body"))
-    assert [document.text for document in documents] == ["aé🙂", "", "\u2028 z"]
-    assert documents[1].place.endswith("x.jsonl line 4")
-
-
-BAD_LINES = {
-    b'{"text": "ok"}\n{"text": "a\xff"}\n': r"bad\.jsonl is not UTF-8 at byte 26 \(invalid start byte\)",
-    b'{"text": "ok"}\n{"text": \n': "line 2 is not JSON: Expecting value at column",
-    b'{"text": "ok"}\n\n{"content": "a", "id": 3}\n': r'3 has no text under the key "text" \(its keys: content, id\)',
-    b'{"text": "ok"}\n[1]\n': "line 2: expected a JSON object .* got a list",
-    b'{"text": 5}\n': 'line 1: expected a string under "text", got a int',
-    b'{"text": "a\\ud83d"}\n': "line 1: .* half of a surrogate pair at character 1",
-    b'{"text": ""}\n{"text": ""}\n': r"expected text in .*bad\.jsonl, got 2 documents, all of them empty",
-    b"": r"expected text in .*bad\.jsonl, got 0 documents",
-}
-
-
-@pytest.mark.parametrize(("content", "message"), BAD_LINES.items(), ids=range(len(BAD_LINES)))
-def test_bad_jsonl_is_named_by_line_or_byte(tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / "bad.jsonl").write_bytes(content)
-    with pytest.raises(DataError, match=message) as caught:
-        prepare([tmp_path / "bad.jsonl"], tmp_path / "out", FakeTokenizer(), FakeTokenizer(2))
-    assert "\n" not in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
-
-
-def test_bad_text_files_and_paths_are_named(tmp_path: Path) -> None:
-    (tmp_path / "bad.txt").write_bytes(b"abc\xc3")
-    (tmp_path / "empty.txt").touch()
-    (tmp_path / "table.csv").touch()
-    (tmp_path / "folder").mkdir()
-    for sources, message in (
-        ([tmp_path / "bad.txt"], r"bad\.txt is not UTF-8 at byte 3 \(unexpected end of data\)"),
-        ([tmp_path / "empty.txt"], r"expected text in .*empty\.txt, got 1 documents"),
-        ([tmp_path / "none.txt"], r"at .*none\.txt, found nothing there"),
-        ([tmp_path / "table.csv"], r"table\.csv is not a \.txt or \.jsonl file"),
-        ([tmp_path / "folder"], r"no \.txt or \.jsonl file in .*folder"),
-        ([], "an empty list of sources"),
-    ):
-        with pytest.raises(DataError, match=message):
-            prepare(sources, tmp_path / "out", FakeTokenizer(), None)
 
 
 def test_an_output_that_cannot_be_written_is_named(tmp_path: Path, source: Path) -> None:

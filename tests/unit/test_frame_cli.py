@@ -63,6 +63,9 @@ def test_help_starts_without_torch() -> None:
         (["align", "--student", "bytes", "--teacher", "bytes", "--nonsense"], 2, "No such option"),
         (["align", "--student", "bytes", "--teacher", "bytes", "--text", "-", "--sentence", "a"], 2, "got both"),
         (["align", "--student", "bytes", "--teacher", "bytes", "--text", "NONE"], 1, "NONE: no such file"),
+        (["align", "--student", "bytes", "--teacher", "bytes", "--stats", "NONE"], 1, "NONE, found nothing there"),
+        (["align", "--student", "bytes", "--teacher", "bytes", "--stats", "NONE", "--html", "x"], 2, "--stats alone"),
+        (["align", "--student", "bytes", "--teacher", "bytes", "--aligner", "dp", "--html", "x"], 2, "exact with"),
         (["align", "--student", "bytes", "--teacher", "bytes", "--sentence", ""], 1, "expected text, got none"),
         (["align", "--student", "NONE.tiktoken?pattern=gpt2", "--teacher", "bytes"], 1, "NONE.tiktoken"),
         (["projection", "audit", "NONE"], 1, "NONE"),
@@ -177,6 +180,39 @@ def test_align_json_is_one_object_of_spans(student: str, tmp_path: Path, capsys:
     assert found["student"]["ends"][-1] == found["teacher"]["ends"][-1] == 7
     assert found["teacher"]["starts"] == list(range(7))
     assert all(found["chunks"]["exact"])
+
+
+def test_align_counts_over_a_file(student: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.jsonl"
+    text.write_text(json.dumps({"body": SENTENCE}) + "\n" + json.dumps({"body": "no numeral"}) + "\n")
+    command = ["align", "--student", student, "--teacher", "bytes", "--stats", str(text), "--text-key", "body"]
+    assert run([*command, "--json"]) == 0
+    out, _ = lines_of(capsys)
+    assert len(out) == 1
+    found = json.loads(out[0])
+    assert (found["documents"], found["one_to_many"], found["chunks"]) == (2, 3, 11 + 10 + 2)
+    assert found["student_tokens"] - found["student_seen_tokens"] == 2
+    assert run(command) == 0
+    table = "\n".join(lines_of(capsys)[0])
+    assert "2 documents" in table
+    assert "student tokens in the loss" in table
+
+
+def test_align_writes_its_rows_as_a_page(student: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "deep" / "page.html"
+    command = ["align", "--student", student, "--teacher", "bytes", "--sentence", "<b>12</b>", "--html", str(page)]
+    assert run(command) == 0
+    html = page.read_text(encoding="utf-8")
+    assert '<li class="chunk divided">' in html
+    assert ">12</span>" in html
+    assert "<b>1" not in html
+    assert lines_of(capsys)[0][0].startswith("student")
+
+
+def test_align_can_use_the_aligner_of_the_paper(student: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["align", "--student", student, "--teacher", "bytes", "--sentence", SENTENCE]
+    assert run([*command, "--aligner", "dp"]) == 0
+    assert lines_of(capsys)[0][3].startswith("11 chunks")
 
 
 def test_align_refuses_text_that_is_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,7 +108,7 @@ def test_later_overrides_win(run_file: Path) -> None:
         ("data.path.x=3", "data.path: expected a string, got a group of keys"),
         ("student=[]", "student: expected keys of ModelConfig, got a list"),
         ("teachers=3", "teachers: expected a list, got 3"),
-        ("teachers=[{}]", "missing teachers.0.model, teachers.0.checkpoint, teachers.0.projection;"),
+        ("teachers=[{}]", "missing teachers.0.model, teachers.0.checkpoint;"),
         ("teachers.0.loss.mode=pkl", "teachers.0.loss.mode: expected one of p_kl, h_kl,"),
         ("device=gpu", "device: expected one of cuda, cpu, got the string 'gpu'"),
         ("teachers.0.loss.temperature=0", "teachers.0.loss: temperature must be positive, got 0.0"),

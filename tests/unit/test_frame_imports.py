@@ -33,6 +33,8 @@ def banned(path: str, line: str) -> bool:
         ("nemo_xtoken/cli/x.py", "import modelopt", True),
         ("nemo_xtoken/integrations/megatron/x.py", "from megatron.core import parallel_state", False),
         ("nemo_xtoken/losses/x.py", "import triton", True),
+        ("nemo_xtoken/kernels/x.py", "import triton.language as tl", True),
+        ("nemo_xtoken/kernels/programs/x.py", "import triton.language as tl", False),
         ("nemo_xtoken/losses/x.py", "import torch", False),
     ],
 )
@@ -47,6 +49,7 @@ def test_ruff_refuses_an_import_outside_its_room(path: str, line: str, refused: 
         ("losses/__init__.py", "import nemo_xtoken.data.manifest", "nemo_xtoken.losses -> nemo_xtoken.data.manifest"),
         ("alignment/__init__.py", "import nemo_xtoken.losses", "nemo_xtoken.alignment -> nemo_xtoken.losses"),
         ("parallel/__init__.py", "import megatron.core", "nemo_xtoken.parallel -> megatron"),
+        ("parallel/__init__.py", "import triton", "nemo_xtoken.parallel -> triton"),
         ("attic.py", "", "nemo_xtoken.attic"),
     ],
 )

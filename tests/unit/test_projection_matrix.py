@@ -32,6 +32,7 @@ def matrix() -> ProjectionMatrix:
         exact=np.array([False, True, False]),
         beta=0.9,
         gamma=0.1,
+        reverse_pass=True,
     )
 
 
@@ -156,7 +157,8 @@ def test_a_failed_write_leaves_the_old_file(
 def test_the_metadata_names_the_pair_and_the_options(saved: Path) -> None:
     with safe_open(saved, framework="np") as stream:
         header = json.loads(stream.metadata()[file.KEY])
-    assert (header["schema"], header["top_k"], header["beta"], header["gamma"]) == (1, 3, 0.9, 0.1)
+    assert (header["schema"], header["top_k"], header["beta"], header["gamma"]) == (2, 3, 0.9, 0.1)
+    assert header["reverse_pass"] is True
     assert (header["student_spec"], header["teacher_fingerprint"]) == ("student.json", "7" * 64)
 
 
@@ -190,10 +192,10 @@ def rewrite(path: Path, **header: Any) -> None:
     save_file(arrays, path, {file.KEY: json.dumps(kept)})
 
 
-@pytest.mark.parametrize("schema", [0, 2, "1"])
-def test_another_schema_is_refused(saved: Path, schema: object) -> None:
+@pytest.mark.parametrize(("schema", "age"), [(1, "an older"), (3, "a newer"), ("2", "an older")])
+def test_another_schema_is_refused_and_named(saved: Path, schema: object, age: str) -> None:
     rewrite(saved, schema=schema)
-    with pytest.raises(ProjectionError, match=f"schema {schema}, expected 1; build it again"):
+    with pytest.raises(ProjectionError, match=f"w.safetensors has schema {schema} of {age} version, expected 2; build"):
         ProjectionMatrix.load(saved)
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nemo_xtoken.tokenizers.protocol import Tokenizer
 
 from nemo_xtoken import tokenizers
 from nemo_xtoken.projection import ProjectionMatrix, TokenClass, audit, build, common_set
+from nemo_xtoken.tokenizers.protocol import Tokenizer
 
 Pair = tuple[Tokenizer, Tokenizer]
 

@@ -33,6 +33,7 @@ Make = Callable[[Path], str]
 MAKERS: dict[str, Make] = {
     "bytes": lambda _: "bytes",
     **{name: lambda folder, name=name: f"{small.rank_file(folder)}?pattern={name}" for name in FAMILIES},
+    "tekken": lambda folder: str(small.tekken_file(folder)),
     "byte_level_bpe": lambda folder: str(small.byte_level_bpe(folder)),
     "byte_level_bpe_nfc": lambda folder: str(small.byte_level_bpe(folder, nfc=True)),
     "byte_level_bpe_prefix": lambda folder: str(small.byte_level_bpe(folder, add_prefix_space=True)),
@@ -42,7 +43,7 @@ MAKERS: dict[str, Make] = {
     "sentencepiece_bpe": lambda folder: str(small.sentencepiece_file(folder, **small.LIKE_LLAMA)),
     "sentencepiece_unigram": lambda folder: str(small.sentencepiece_file(folder, model_type="unigram", vocab_size=150)),
 }
-LOSSLESS = ("bytes", "gpt2", "cl100k", "o200k", "llama3", "byte_level_bpe")
+LOSSLESS = ("bytes", "gpt2", "cl100k", "o200k", "llama3", "tekken", "byte_level_bpe")
 
 
 @pytest.fixture(scope="session")
@@ -193,6 +194,28 @@ def test_every_family_has_the_published_number_of_special_tokens() -> None:
     assert max(FAMILIES["llama3"].specials.values()) == 128255
 
 
+def test_special_tokens_of_tekken_come_first_and_ranks_after_them(tmp_path: Path) -> None:
+    tokenizer = tokenizers.load(str(small.tekken_file(tmp_path).parent))
+    assert tokenizer.vocab_size == 20 + 256 + len(small.MERGES)
+    assert [tokenizer.special_roles[i] for i in (0, 1, 2, 3, 11, 19)] == [
+        "unk",
+        "bos",
+        "eos",
+        "[INST]",
+        "pad",
+        "[TOOL_CONTENT]",
+    ]
+    ids = tokenizer.encode(" the 201").ids.tolist()
+    assert [tokenizer.token_bytes(token_id) for token_id in ids] == [b" the", b" ", b"201"]
+    assert ids[0] == 20 + 256 + small.MERGES.index(b" the")
+
+
+def test_special_tokens_that_a_tekken_file_names_are_those_it_has(tmp_path: Path) -> None:
+    named = [{"rank": 0, "token_str": "<s>", "is_control": True}, {"rank": 5, "token_str": "[THINK]"}]
+    tokenizer = tokenizers.load(str(small.tekken_file(tmp_path, special_tokens=named)))
+    assert [tokenizer.special_roles[i] for i in (0, 1, 5)] == ["bos", "<SPECIAL_1>", "[THINK]"]
+
+
 def test_a_rank_file_is_known_by_what_it_holds(tmp_path: Path) -> None:
     path = small.rank_file(tmp_path, "tokenizer.model")
     spec = f"{tmp_path}?pattern=llama3"
@@ -252,12 +275,13 @@ def test_damaged_rank_files_are_refused(tmp_path: Path, damage: Callable[[Path],
         ("bytes?pattern=qwen", "is for tiktoken rank files"),
         ("{folder}/other.json", "isn't a JSON object"),
         ("{folder}/no_model.json", "can't be read"),
+        ("{folder}/tekken.json", "expected Mistral's tekken.json, got one that can't be read: no 'vocab'"),
         ("{folder}/bad_model.json", "can't be read"),
         ("{folder}/broken.json", "expected JSON"),
         ("{folder}/noise.model", "expected a SentencePiece model"),
         ("{folder}/empty.model", "expected a SentencePiece model"),
         ("{folder}/tokenizer.json?pattern=qwen", "is for tiktoken rank files"),
-        ("{folder}", r"got small\.tiktoken, empty\.model, noise\.model; name the file"),
+        ("{folder}/files", r"got empty\.model, noise\.model; name the file"),
         ("pkg:no-such-distribution/x.tiktoken?pattern=qwen", "no distribution 'no-such-distribution' is installed"),
         ("pkg:numpy/numpy/__init_.py", "did you mean pkg:numpy/numpy/__init__.py"),
         ("pkg:numpy", "has no such file"),
@@ -267,10 +291,16 @@ def test_wrong_specs_are_told_in_one_line(tmp_path: Path, spec: str, message: st
     small.rank_file(tmp_path)
     (tmp_path / "other.json").write_text("[1]")
     (tmp_path / "no_model.json").write_text('{"config": 1}')
+    (tmp_path / "tekken.json").write_text(
+        '{"config": {"default_vocab_size": 9, "default_num_special_tokens": 1, "pattern": ""}}'
+    )
     (tmp_path / "bad_model.json").write_text('{"model": {"type": "Unheard"}}')
     (tmp_path / "broken.json").write_text('{"model"')
     (tmp_path / "noise.model").write_bytes(bytes(range(256)))
     (tmp_path / "empty.model").write_bytes(b"")
+    (tmp_path / "files").mkdir()
+    for name in ("empty.model", "noise.model"):
+        (tmp_path / "files" / name).write_bytes(b"")
     if "tokenizer.json" in spec:
         small.byte_level_bpe(tmp_path)
     with pytest.raises(TokenizerError, match=message) as caught:

@@ -7,14 +7,16 @@ import unicodedata
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_xtoken import tokenizers
 from nemo_xtoken.alignment import align
-from nemo_xtoken.tokenizers import Tokenizer, role_id
+from nemo_xtoken.tokenizers import Tokenizer, huggingface, role_id, sentencepiece_file
 from nemo_xtoken.tokenizers.normalize import nfc
+from nemo_xtoken.tokenizers.white_space import Kept
 from tests import small_tokenizers as small
 
 COMPOSING = "eaAx1 éÅ가각\u0301\u030a\u0323\u0344\u0300\u1100\u1161\u11a8\u212b\u0958\u0915\u093c\u09c7\u09be\u0f73🙂"
@@ -302,3 +304,44 @@ def test_added_tokens_that_are_not_special_are_text(tmp_path: Path) -> None:
     assert 400 in encoding.ids
     assert tokenizer.token_bytes(400) == b"<think>"
     small.check_bytes(tokenizer, text, encoding)
+
+
+# White space, with and without the library's offsets
+
+
+def never(data: bytes) -> Kept:
+    return Kept(b"\xff", np.zeros(2, np.int64))
+
+
+@given(st.data())
+@settings(max_examples=200)
+def test_spans_around_white_space_are_those_of_the_offsets_of_the_library(
+    nfkc_unigram: Tokenizer, like_bert: Tokenizer, data: st.DataObject
+) -> None:
+    text = data.draw(st.text(alphabet="the cat  \n\t\rTHE,x1", max_size=20))
+    for tokenizer, module, name in (
+        (nfkc_unigram, sentencepiece_file, "single_spaced"),
+        (like_bert, huggingface, "lower_words"),
+    ):
+        encoding = tokenizer.encode(text)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, name, never)
+            slow = tokenizer.encode(text)
+        assert encoding.ends.tolist() == slow.ends.tolist()
+        assert encoding.starts.tolist() == slow.starts.tolist()
+        assert (encoding.exact is None) == (slow.exact is None)
+
+
+@pytest.fixture(scope="session")
+def like_bert(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return tokenizers.load(str(small.wordpiece(tmp_path_factory.mktemp("wordpiece"))))
+
+
+@pytest.mark.parametrize("text", ["the cat", " the\n\n cat\t", "THE  cat\r\n"])
+def test_white_space_and_case_alone_need_no_offsets(
+    nfkc_unigram: Tokenizer, like_bert: Tokenizer, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface, "from_char_offsets", None)
+    monkeypatch.setattr(sentencepiece_file, "from_offsets", None)
+    small.check_tiling(text, like_bert.encode(text))
+    small.check_tiling(text.lower(), nfkc_unigram.encode(text.lower()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_xtoken.errors import CheckpointError
 from nemo_xtoken.integrations.megatron import checkpoint_files
@@ -22,6 +24,7 @@ from nemo_xtoken.integrations.megatron.balance import Balance
 from nemo_xtoken.integrations.megatron.inputs import Inputs, check_unchanged
 from nemo_xtoken.integrations.megatron.layout import Layout
 from nemo_xtoken.integrations.megatron.model_checkpoint import METADATA, HeadIds, check_fits
+from nemo_xtoken.integrations.megatron.optimizer_state import load_optimizer, make_room
 
 OWNER = "this run"
 
@@ -44,14 +47,14 @@ class TrainingState:
         self,
         run_dir: Path,
         layout: Layout,
-        model: GPTModel,
+        models: Sequence[GPTModel],
         optimizer: MegatronOptimizer,
         schedule: OptimizerParamScheduler,
         balance: Balance,
         ids: HeadIds,
         inputs: Inputs,
     ) -> None:
-        self.run_dir, self.layout, self.model = run_dir, layout, model
+        self.run_dir, self.layout, self.models = run_dir, layout, models
         self.optimizer, self.schedule, self.balance = optimizer, schedule, balance
         self.ids, self.inputs = ids, inputs
 
@@ -77,15 +80,17 @@ class TrainingState:
         checkpoint = self._agree_on_latest()
         if checkpoint is None:
             return None
+        make_room(self.optimizer)
         wanted = self._sharded(loading=True)
-        check_fits(wanted["model"], checkpoint, OWNER, self.ids)
+        for model in wanted["model"].values():
+            check_fits(model, checkpoint, OWNER, self.ids)
         common = dist_checkpointing.load_common_state_dict(str(checkpoint))
         check_unchanged(common["inputs"], self.inputs, self.run_dir)
         if common["layout"] != self._layout():
             del wanted["random"]  # there is one per rank, and without dropout nothing draws from it
         try:
             loaded: Any = dist_checkpointing.load(wanted, str(checkpoint))
-        except Exception as error:
+        except (Exception, CheckpointException) as error:
             raise CheckpointError(
                 f"checkpoint {checkpoint} can't be loaded ({error}); delete it to go on from the one before"
             ) from error
@@ -93,7 +98,7 @@ class TrainingState:
         return Position(loaded["step"], loaded["consumed_samples"])
 
     def _sharded(self, loading: bool) -> dict[str, Any]:
-        model = self.model.sharded_state_dict(metadata=dict(METADATA))
+        model = {str(i): part.sharded_state_dict(metadata=dict(METADATA)) for i, part in enumerate(self.models)}
         optimizer = self.optimizer.sharded_state_dict(model, is_loading=loading, metadata=dict(METADATA))
         return {"model": model, "optimizer": optimizer, "random": self._random_states()}
 
@@ -127,8 +132,9 @@ class TrainingState:
         )
 
     def _apply(self, loaded: dict[str, Any]) -> None:
-        self.model.load_state_dict(loaded["model"])
-        self.optimizer.load_state_dict(loaded["optimizer"])
+        for i, model in enumerate(self.models):
+            model.load_state_dict(loaded["model"][str(i)])
+        load_optimizer(self.optimizer, loaded["optimizer"])
         self.schedule.load_state_dict(loaded["schedule"])
         self.balance.load_state_dict(loaded["balance"])
         if "random" in loaded:

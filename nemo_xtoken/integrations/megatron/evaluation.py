@@ -162,7 +162,7 @@ def exact_answers(student: Student, questions: Sequence[Question], max_new_token
 def _load_tokenizer(config: RunConfig, prepared: PreparedData) -> Tokenizer:
     """The student's tokenizer, which has to be that of the run's own data as well."""
     side = prepared.manifest.student
-    trained_on = PreparedData.open(config.data.path).manifest.student
+    trained_on = PreparedData.open(config.data.parts[0].path).manifest.student
     if side.fingerprint != trained_on.fingerprint:
         raise DataError(
             f"{prepared.path} was prepared with {side.spec}, but the run was trained with {trained_on.spec}; "

@@ -8,6 +8,7 @@ import importlib.util
 import torch
 
 MISSING = "not installed"
+TORCH_OPTIMIZER = "torch AdamW"
 
 
 def megatron_facts() -> dict[str, str]:
@@ -47,7 +48,7 @@ def which_optimizer() -> str:
     """The Adam that megatron-core takes, in its own order of preference."""
     if has_transformer_engine():
         return "Transformer Engine FusedAdam"
-    return "apex FusedAdam" if has_apex() else "torch AdamW"
+    return "apex FusedAdam" if has_apex() else TORCH_OPTIMIZER
 
 
 def which_norm() -> str:

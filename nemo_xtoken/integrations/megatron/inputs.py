@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nemo_xtoken.data import Manifest
@@ -14,11 +14,9 @@ Inputs = dict[str, str]
 """A value for each input that is another one when the input is."""
 
 
-def data_key(manifest: Manifest) -> str:
-    """The text and the tokenizers of prepared data, wherever it lies."""
-    sides = [None if side is None else side.fingerprint for side in (manifest.student, manifest.teacher)]
-    text = [manifest.text_key, [source.sha256 for source in manifest.sources]]
-    return hashlib.sha256(json.dumps([sides, text]).encode()).hexdigest()
+def data_key(manifests: Sequence[Manifest]) -> str:
+    """The text and the tokenizers of prepared data, wherever it lies; in the order of a blend."""
+    return hashlib.sha256(json.dumps([manifest.inputs for manifest in manifests]).encode()).hexdigest()
 
 
 def file_key(path: str | Path) -> str:

@@ -21,7 +21,7 @@ from nemo_xtoken.errors import ConfigError, UnavailableError
 class Layout:
     """Where this rank stands in Megatron's grid, and its groups.
 
-    groups   Megatron's collection; the loss counts over `dp` and never over `tp`
+    groups   Megatron's collection; batches are cut over `dp`, and are the same on every rank of `tp`, `pp` and `cp`
     device   where this rank's tensors live
     """
 
@@ -47,8 +47,8 @@ class Layout:
     def teacher_groups(self) -> ProcessGroupCollection:
         """The student's groups for a teacher that is not cut into pipeline stages. Every rank must call it.
 
-        The teacher shares the student's tp and dp groups; with pipeline stages it lives whole on the last one, so its
-        pipeline group is the rank alone.
+        The teacher shares the student's tp, cp and dp groups; with pipeline stages it lives whole on the last one, so
+        its pipeline group is the rank alone.
         """
         if self.groups.pp.size() == 1:
             return self.groups
@@ -59,22 +59,12 @@ class Layout:
         return groups
 
 
-def refuse_what_does_not_run(parallel: ParallelConfig) -> None:
-    """Raises ConfigError for a layout that this version can't train in, with the reason."""
-    if parallel.context_parallel_size > 1:
-        raise ConfigError(
-            f"parallel.context_parallel_size must be 1, got {parallel.context_parallel_size}: chunks of one text may "
-            "not lie on several context parallel ranks yet; use tensor_model_parallel_size for long sequences"
-        )
-
-
 def start(parallel: ParallelConfig, device: str, seed: int, init_method: str = "env://") -> Layout:
     """Join the job as the rank that RANK, WORLD_SIZE and LOCAL_RANK name; gloo on "cpu", nccl on "cuda".
 
     A process group that is already there is used as it is. Raises ConfigError when the number of ranks is not that of
     the layout, UnavailableError for "cuda" without a GPU.
     """
-    refuse_what_does_not_run(parallel)
     rank_device = _choose_device(device)
     if not dist.is_initialized():
         _check_world_size(int(os.environ.get("WORLD_SIZE", "1")), parallel)
@@ -90,9 +80,16 @@ def start(parallel: ParallelConfig, device: str, seed: int, init_method: str = "
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         context_parallel_size=parallel.context_parallel_size,
+        virtual_pipeline_model_parallel_size=virtual_pipeline_size(parallel),
     )
     _seed(seed, device)
     return Layout(parallel, rank_device, ProcessGroupCollection.use_mpu_process_groups())
+
+
+def virtual_pipeline_size(parallel: ParallelConfig) -> int | None:
+    """Megatron's way to say it: None where a stage's layers are in one piece."""
+    size = parallel.virtual_pipeline_model_parallel_size
+    return size if size > 1 else None
 
 
 def stop() -> None:

@@ -18,9 +18,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_xtoken.config import ModelConfig, ParallelConfig
 from nemo_xtoken.errors import ConfigError
+from nemo_xtoken.integrations.megatron.context_parallel import ContextParallelAttention
 from nemo_xtoken.integrations.megatron.facts import has_apex, has_transformer_engine
 from nemo_xtoken.integrations.megatron.head_tap import tap_head
 from nemo_xtoken.integrations.megatron.initial_weights import initialise
+from nemo_xtoken.integrations.megatron.layout import virtual_pipeline_size
 from nemo_xtoken.integrations.megatron.norm import TorchNorm
 
 
@@ -42,6 +44,7 @@ def build_gpt(
     pg_collection: ProcessGroupCollection | None = None,
     pre_process: bool = True,
     post_process: bool = True,
+    vp_stage: int | None = None,
 ) -> GPTModel:
     """A GPT whose forward returns final hidden states [b, s, h], with weights that depend on the seed alone.
 
@@ -49,7 +52,8 @@ def build_gpt(
         vocab_size: real ids; the head has `padded_vocab_size` rows.
         device: "cpu" or "cuda"; fusions and Transformer Engine are for "cuda".
         pg_collection: the groups to build on; Megatron's global ones when None.
-        pre_process, post_process: whether this rank is the first, the last pipeline stage.
+        pre_process, post_process: whether this is the first, the last pipeline stage.
+        vp_stage: which of the rank's virtual pipeline stages this is; None without them.
     """
     config = transformer_config(model, parallel, device, params_dtype)
     gpt = GPTModel(
@@ -64,6 +68,7 @@ def build_gpt(
         position_embedding_type="rope",
         rotary_base=model.rotary_base,
         pg_collection=pg_collection,
+        vp_stage=vp_stage,
     )
     initialise(gpt, seed, vocab_size)
     return tap_head(gpt)
@@ -73,19 +78,29 @@ def transformer_config(
     model: ModelConfig, parallel: ParallelConfig, device: str, params_dtype: torch.dtype = torch.float32
 ) -> TransformerConfig:
     """Megatron's config of a model; a field that the installed megatron-core does not have is left out."""
-    stages = parallel.pipeline_model_parallel_size
+    stages = parallel.pipeline_model_parallel_size * parallel.virtual_pipeline_model_parallel_size
     if model.num_layers % stages:
-        raise ConfigError(f"num_layers {model.num_layers} is not divisible by pipeline_model_parallel_size {stages}")
+        raise ConfigError(f"num_layers {model.num_layers} is not divisible by the {stages} (virtual) pipeline stages")
     return _keep_known_fields(
         **_architecture(model),
         **_precision(params_dtype),
         **(_plain_kernels() if device == "cpu" else _fused_kernels(model)),
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
-        pipeline_model_parallel_size=stages,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        **_interleaving(parallel),
         context_parallel_size=parallel.context_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
         calculate_per_token_loss=True,
     )
+
+
+def _interleaving(parallel: ParallelConfig) -> dict[str, Any]:
+    """Virtual pipeline stages. Two ranks then have several messages for one another at a time, which are sent one by
+    one: in a batch nothing says which is which."""
+    size = virtual_pipeline_size(parallel)
+    if size is None:
+        return {}
+    return {"virtual_pipeline_model_parallel_size": size, "overlap_p2p_comm": True, "batch_p2p_comm": False}
 
 
 def _keep_known_fields(**values: Any) -> TransformerConfig:
@@ -142,16 +157,22 @@ def _plain_kernels() -> dict[str, Any]:
 def _block_spec(config: TransformerConfig, device: str) -> Any:
     """Layers for this device: a spec of one layer, or of the whole block where its norms are ours."""
     on_gpu = device == "cuda"
-    if on_gpu and has_transformer_engine():
-        spec: Any = get_gpt_layer_with_transformer_engine_spec()
+    with_te = on_gpu and has_transformer_engine()
+    spec: Any = (
+        get_gpt_layer_with_transformer_engine_spec()
+        if with_te
+        else get_gpt_layer_local_spec(normalization=config.normalization)
+    )
+    attention = spec.submodules.self_attention
+    if with_te:
         # Packed documents need the mask of `document_mask`, which Transformer Engine ignores for "causal".
-        spec.submodules.self_attention.params["attn_mask_type"] = AttnMaskType.arbitrary
-        return spec
-    spec: Any = get_gpt_layer_local_spec(normalization=config.normalization)
-    if on_gpu and (has_apex() or not config.sequence_parallel):
+        attention.params["attn_mask_type"] = AttnMaskType.arbitrary
+    if config.context_parallel_size > 1:
+        attention.submodules.core_attention = ContextParallelAttention
+    if with_te or (on_gpu and (has_apex() or not config.sequence_parallel)):
         return spec
     spec.submodules.input_layernorm = TorchNorm
     spec.submodules.pre_mlp_layernorm = TorchNorm
-    layers = config.num_layers // config.pipeline_model_parallel_size
+    stages = config.pipeline_model_parallel_size * (config.virtual_pipeline_model_parallel_size or 1)
     norm: Any = TorchNorm
-    return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=norm)
+    return TransformerBlockSubmodules(layer_specs=[spec] * (config.num_layers // stages), layer_norm=norm)

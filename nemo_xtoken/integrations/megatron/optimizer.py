@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -31,7 +32,7 @@ def wrap_data_parallel(model: GPTModel, config: RunConfig) -> DistributedDataPar
     return wrapped
 
 
-def build_optimizer(model: DistributedDataParallel, config: RunConfig) -> MegatronOptimizer:
+def build_optimizer(models: Sequence[DistributedDataParallel], config: RunConfig) -> MegatronOptimizer:
     """Megatron's AdamW, with apex's or Transformer Engine's fused kernel where present; the schedule is told of it."""
     settings = config.optimizer
     optimizer_config = _known(
@@ -48,9 +49,12 @@ def build_optimizer(model: DistributedDataParallel, config: RunConfig) -> Megatr
         params_dtype=torch.bfloat16 if config.train.bf16 else torch.float32,
         use_distributed_optimizer=config.parallel.use_distributed_optimizer,
     )
-    optimizer = get_megatron_optimizer(config=optimizer_config, model_chunks=[model], use_gloo_process_groups=False)
-    model.config.grad_scale_func = optimizer.scale_loss
-    model.config.finalize_model_grads_func = finalize_model_grads
+    optimizer = get_megatron_optimizer(
+        config=optimizer_config, model_chunks=list(models), use_gloo_process_groups=False
+    )
+    for model in models:
+        model.config.grad_scale_func = optimizer.scale_loss
+        model.config.finalize_model_grads_func = finalize_model_grads
     return optimizer
 
 

@@ -8,19 +8,13 @@ from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-SHOWN = (
-    ("loss", "loss {:.4f}"),
-    ("kd", "kd {:.4f}"),
-    ("ce", "ce {:.4f}"),
-    ("validation_kd", "validation kd {:.4f}"),
-    ("validation_ce", "validation ce {:.4f}"),
-    ("tokens_per_second", "{:,.0f} tokens/s"),
-)
+NOT_SHOWN = {"step", "ratio", "chunks", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds"}
 
 
 def summary(line: Mapping[str, float | int]) -> str:
-    """Loss, its parts and the speed of a step, as far as it has them."""
-    return "  ".join(text.format(line[name]) for name, text in SHOWN if name in line)
+    """What the loss reports of a step, by whatever names, and its speed."""
+    shown = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in line.items() if name not in NOT_SHOWN]
+    return "  ".join([*shown, f"{line['tokens_per_second']:,.0f} tokens/s"])
 
 
 class ProgressDisplay:

@@ -31,6 +31,9 @@ MAY_CHANGE = (
 )
 """What may differ when a run is resumed: none of it decides what the steps compute, up to rounding."""
 
+MAY_NOT_CHANGE = ("parallel.use_distributed_optimizer",)
+"""What may not, though it is within: the optimizer's state is stored in another form."""
+
 
 @contextlib.contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
@@ -68,7 +71,8 @@ def adopt_config(config: RunConfig) -> None:
 
 
 def _may_change(name: str) -> bool:
-    return any(name == allowed or name.startswith(f"{allowed}.") for allowed in MAY_CHANGE)
+    allowed = any(name == field or name.startswith(f"{field}.") for field in MAY_CHANGE)
+    return allowed and name not in MAY_NOT_CHANGE
 
 
 def steps_done(run_dir: Path) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from nemo_xtoken.config import LossConfig, RunConfig
+from nemo_xtoken.config import BlendPart, LossConfig, ParallelConfig, RunConfig
 from nemo_xtoken.data.batches import GlobalBatches
+from nemo_xtoken.data.blend import BlendedDataset
 from nemo_xtoken.data.dataset import PackedDataset
 from nemo_xtoken.data.manifest import Manifest
 from nemo_xtoken.data.prepared import PreparedData
@@ -23,9 +25,10 @@ from nemo_xtoken.integrations.megatron.head_tap import head_weight
 from nemo_xtoken.integrations.megatron.inputs import Inputs, data_key, file_key
 from nemo_xtoken.integrations.megatron.layout import Layout
 from nemo_xtoken.integrations.megatron.model_checkpoint import HeadIds
-from nemo_xtoken.integrations.megatron.models import build_gpt
 from nemo_xtoken.integrations.megatron.optimizer import build_optimizer, build_schedule, wrap_data_parallel
+from nemo_xtoken.integrations.megatron.projection_file import projection_file
 from nemo_xtoken.integrations.megatron.step import Objective
+from nemo_xtoken.integrations.megatron.student import build_student
 from nemo_xtoken.integrations.megatron.teacher import ColocatedTeacher, load_teacher
 from nemo_xtoken.projection import ProjectionMatrix
 from nemo_xtoken.types import DistillBatch
@@ -33,11 +36,15 @@ from nemo_xtoken.types import DistillBatch
 
 @dataclass
 class Training:
-    """All that the loop works with. `start` is where it begins or goes on."""
+    """All that the loop works with.
+
+    models  the student on this rank: one model, or one for each virtual pipeline stage
+    start   where the loop begins or goes on
+    """
 
     config: RunConfig
     layout: Layout
-    model: DistributedDataParallel
+    models: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
     schedule: OptimizerParamScheduler
     balance: Balance
@@ -52,44 +59,39 @@ class Training:
 
     def batches(self) -> GlobalBatches:
         """The training data from `start` on."""
-        return _batches(self.config, self.layout, self.config.data.path, self.start.consumed_samples)
+        return _batches(self.config, self.layout, self.config.data.parts, self.start.consumed_samples)
 
     def validation_batches(self) -> Iterator[list[DistillBatch]] | None:
         """The first batches of the validation data, the same at every call; None without validation data."""
         path = self.config.data.validation_path
-        return None if path is None else _batches(self.config, self.layout, path, 0)
+        return None if path is None else _batches(self.config, self.layout, [BlendPart(path=path)], 0)
 
 
 def set_up(config: RunConfig, layout: Layout) -> Training:
     """Build everything and resume from the latest checkpoint. Raises XTokenError for what does not fit together."""
-    manifest = PreparedData.open(config.data.path).manifest
-    check(config, manifest)
-    check_validation_data(config, manifest)
+    manifests = [PreparedData.open(part.path).manifest for part in config.data.parts]
+    manifest = manifests[0]
+    for part, other in zip(config.data.parts, manifests, strict=True):
+        check(config, part.path, other)
+        check_same_tokenizers(config, part.path, other, manifest)
+    if config.data.validation_path is not None:
+        validation = PreparedData.open(config.data.validation_path).manifest
+        check_same_tokenizers(config, config.data.validation_path, validation, manifest)
     ids = HeadIds(config.student.vocab_size or manifest.student.vocab_size, manifest.student.fingerprint)
     dtype = torch.bfloat16 if config.train.bf16 else torch.float32
-    student = build_gpt(
-        config.student,
-        config.parallel,
-        vocab_size=ids.size,
-        max_sequence_length=config.data.student_sequence_length,
-        device=config.device,
-        seed=config.train.seed,
-        params_dtype=dtype,
-        pre_process=layout.is_first_stage,
-        post_process=layout.is_last_stage,
-    ).to(layout.device)
-    head = head_weight(student) if layout.is_last_stage else None
+    student = build_student(config, layout, ids.size)
+    head = head_weight(student[-1]) if layout.is_last_stage else None
     teacher, teacher_inputs = _teacher(config, manifest, layout, head, dtype) if config.teachers else (None, {})
-    model = wrap_data_parallel(student, config)
-    optimizer = build_optimizer(model, config)
+    models = [wrap_data_parallel(model, config) for model in student]
+    optimizer = build_optimizer(models, config)
     schedule = build_schedule(optimizer, config.optimizer, config.train.steps)
     balance = Balance(config.balance)
-    inputs = {"data": data_key(manifest), **teacher_inputs}
+    inputs = {"data": data_key(manifests), **teacher_inputs}
     state = TrainingState(Path(config.run_dir), layout, student, optimizer, schedule, balance, ids, inputs)
     return Training(
         config=config,
         layout=layout,
-        model=model,
+        models=models,
         optimizer=optimizer,
         schedule=schedule,
         balance=balance,
@@ -99,9 +101,8 @@ def set_up(config: RunConfig, layout: Layout) -> Training:
     )
 
 
-def check(config: RunConfig, manifest: Manifest) -> None:
-    """Raises ConfigError or DataError where config and data do not belong together."""
-    tp_size = config.parallel.tensor_model_parallel_size
+def check(config: RunConfig, path: str, manifest: Manifest) -> None:
+    """Raises ConfigError or DataError where the config and the data at `path` do not belong together."""
     student_vocab = config.student.vocab_size
     if student_vocab is not None and student_vocab < manifest.student.vocab_size:
         raise ConfigError(
@@ -111,32 +112,33 @@ def check(config: RunConfig, manifest: Manifest) -> None:
     if len(config.teachers) > 1:
         raise ConfigError(f"expected at most one teacher in this version, got {len(config.teachers)}")
     if config.teachers and manifest.teacher is None:
-        raise DataError(
-            f"{config.data.path} was prepared without a teacher; prepare it with --teacher, or set teachers=[]"
-        )
-    lengths = {"student": config.data.student_sequence_length}
+        raise DataError(f"{path} was prepared without a teacher; prepare it with --teacher, or set teachers=[]")
+    _check_length("student", config.data.student_sequence_length, config.parallel)
     if config.teachers:
-        lengths["teacher"] = config.data.teacher_sequence_length
-    for side, length in lengths.items():
-        if config.parallel.sequence_parallel and length % tp_size:
-            raise ConfigError(
-                f"data.{side}_sequence_length {length} must be divisible by tensor_model_parallel_size {tp_size} "
-                "with sequence_parallel; change one of them"
-            )
+        _check_length("teacher", config.data.teacher_sequence_length, config.parallel)
 
 
-def check_validation_data(config: RunConfig, manifest: Manifest) -> None:
-    """Raises DataError where the validation data is of other tokenizers than the training data, or has no teacher."""
-    path = config.data.validation_path
-    if path is None:
-        return
-    validation = PreparedData.open(path).manifest
-    pairs = [("student", manifest.student, validation.student)]
-    pairs += [("teacher", manifest.teacher, validation.teacher)] if config.teachers else []
-    for name, trained_on, validated_on in pairs:
-        if trained_on is None or validated_on is None or trained_on.fingerprint != validated_on.fingerprint:
+def _check_length(side: str, length: int, parallel: ParallelConfig) -> None:
+    """Raises ConfigError for a sequence that can't be cut: in 2·cp parts, and a rank's two parts over tp."""
+    cp_size = parallel.context_parallel_size
+    tp_size = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
+    divisor = tp_size if cp_size == 1 else cp_size * math.lcm(2, tp_size)
+    if length % divisor:
+        raise ConfigError(
+            f"data.{side}_sequence_length {length} must be divisible by {divisor} with context_parallel_size {cp_size} "
+            f"and sequence parallelism over {tp_size} ranks; change one of them"
+        )
+
+
+def check_same_tokenizers(config: RunConfig, path: str, manifest: Manifest, trained_on: Manifest) -> None:
+    """Raises DataError where the data at `path` is of other tokenizers than the first training data."""
+    pairs = [("student", trained_on.student, manifest.student)]
+    pairs += [("teacher", trained_on.teacher, manifest.teacher)] if config.teachers else []
+    for name, ours, theirs in pairs:
+        if ours is None or theirs is None or ours.fingerprint != theirs.fingerprint:
             raise DataError(
-                f"{path} was not prepared with the {name} tokenizer of {config.data.path}; prepare it with that"
+                f"{path} was not prepared with the {name} tokenizer of {config.data.parts[0].path}; "
+                "prepare it with that"
             )
 
 
@@ -146,7 +148,8 @@ def _teacher(
     """The teacher where this rank has the student's head, and what it was read from."""
     (teacher,) = config.teachers
     assert manifest.teacher is not None
-    matrix = ProjectionMatrix.load(teacher.projection)
+    projection = projection_file(teacher.projection, Path(config.run_dir), manifest.student, manifest.teacher)
+    matrix = ProjectionMatrix.load(projection)
     matrix.check_pair(manifest.student.fingerprint, manifest.teacher.fingerprint)
     model, checkpoint = load_teacher(
         teacher,
@@ -155,21 +158,25 @@ def _teacher(
         max_sequence_length=config.data.teacher_sequence_length,
         params_dtype=dtype,
     )
-    inputs = {"teacher checkpoint": checkpoint.name, "projection": file_key(teacher.projection)}
+    inputs = {"teacher checkpoint": checkpoint.name, "projection": file_key(projection)}
     if model is None or student_head is None:
         return None, inputs
     return ColocatedTeacher(model, matrix, teacher.loss, student_head, layout), inputs
 
 
-def _batches(config: RunConfig, layout: Layout, path: str, consumed_samples: int) -> GlobalBatches:
+def _batches(config: RunConfig, layout: Layout, parts: Sequence[BlendPart], consumed_samples: int) -> GlobalBatches:
     data = config.data
-    dataset = PackedDataset(
-        PreparedData.open(path),
-        data.student_sequence_length,
-        data.teacher_sequence_length,
-        data.seed,
-        data.exact_chunks_only,
-    )
+    datasets = [
+        PackedDataset(
+            PreparedData.open(part.path),
+            data.student_sequence_length,
+            data.teacher_sequence_length,
+            data.seed,
+            data.exact_chunks_only,
+        )
+        for part in parts
+    ]
+    dataset = BlendedDataset(datasets, [part.weight for part in parts])
     dp = layout.groups.dp
     train = config.train
     return GlobalBatches(

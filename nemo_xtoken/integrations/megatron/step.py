@@ -3,8 +3,9 @@
     L = kd_weight · (sum of chunk losses / N_chunks) + ce_weight · (sum of token losses / N_tokens)
 
 N_chunks and N_tokens are counted over all micro batches and data-parallel ranks before the forward pass, never over
-tensor-parallel ranks, which see the same chunks. Megatron divides by N_tokens after the backward pass, so the chunk sum
-goes in times kd_weight · N_tokens / N_chunks.
+tensor- or context-parallel ranks, which have the same batches. The sums themselves lie on the context-parallel ranks,
+each chunk and each row on one, so they are added up over dp x cp. Megatron divides by N_tokens after the backward pass,
+so the chunk sum goes in times kd_weight · N_tokens / N_chunks.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from torch import Tensor
 
 from nemo_xtoken import parallel
 from nemo_xtoken.config import LossConfig
-from nemo_xtoken.integrations.megatron.attention_mask import document_mask
 from nemo_xtoken.integrations.megatron.balance import balancing_ratio
+from nemo_xtoken.integrations.megatron.context_parallel import model_inputs
 from nemo_xtoken.integrations.megatron.head_tap import head_weight, rows
 from nemo_xtoken.integrations.megatron.layout import Layout
+from nemo_xtoken.integrations.megatron.student import unwrap
 from nemo_xtoken.integrations.megatron.teacher import ColocatedTeacher
 from nemo_xtoken.losses.filters import counted
 from nemo_xtoken.types import DistillBatch, LossTerms
@@ -40,11 +42,11 @@ class Counts(NamedTuple):
 
 
 def count_global_batch(micro_batches: Sequence[DistillBatch], loss: LossConfig, layout: Layout) -> Counts:
-    """What counts in the losses of all micro batches and data-parallel ranks. One all-reduce over dp x cp."""
+    """What counts in the losses of all micro batches and data-parallel ranks. One all-reduce over dp."""
     chunks = sum(len(counted(batch.chunks, loss).mask) for batch in micro_batches)
     tokens = sum(int(batch.student_loss_mask.sum()) for batch in micro_batches)
     counts = torch.tensor([chunks, tokens], device=layout.device)
-    dist.all_reduce(counts, group=layout.groups.dp_cp)
+    dist.all_reduce(counts, group=layout.groups.dp)
     return Counts(*counts.tolist())
 
 
@@ -90,8 +92,7 @@ class Objective:
         self, scales: Scales, micro_batches: Iterator[DistillBatch], model: Any
     ) -> tuple[Tensor, Callable[..., Any]]:
         batch = next(micro_batches).to(self.layout.device)
-        positions = batch.student_position_ids
-        hidden = model(batch.student_tokens, positions, document_mask(positions))
+        hidden = model(*model_inputs(batch.student_tokens, batch.student_position_ids, self.layout.groups.cp))
         return hidden, partial(self.loss_func, scales, batch, model)
 
     def loss_func(
@@ -99,15 +100,15 @@ class Objective:
     ) -> tuple[Tensor, Tensor, Report]:
         """Megatron's `loss_func`: loss sum, number of tokens it is over, and sums to report.
 
-        hidden: [b, s, h] final hidden states, whole on every tp rank.
+        hidden: [b, s/cp, h] final hidden states of this cp rank, whole on every tp rank.
         """
-        student = (rows(hidden), head_weight(_unwrap(model)))
+        student = (rows(hidden), head_weight(unwrap(model)))
         teacher_hidden = None if self.teacher is None else self.teacher.hidden(batch)
         kd_scale = scales.kd
         if scales.micro_batch_max_ratio is not None and teacher_hidden is not None:
             kd_scale *= self._micro_batch_ratio(scales.micro_batch_max_ratio, student, teacher_hidden, batch)
         terms = self._compare(student, teacher_hidden, batch, kd_scale, scales.ce)
-        num_tokens = batch.student_loss_mask.sum().int()
+        num_tokens = terms.metrics["ce"].count.int()
         return terms.numerator, num_tokens, _report(terms, num_tokens)
 
     def _compare(
@@ -138,7 +139,9 @@ class Objective:
         self, max_ratio: float, student: tuple[Tensor, Tensor], teacher_hidden: Tensor, batch: DistillBatch
     ) -> float:
         metrics = self._compare(student, teacher_hidden, batch, 1.0, 1.0).metrics
-        kd, ce = (float(sums.total / sums.count.clamp(min=1)) for sums in (metrics["kd"], metrics["ce"]))
+        sums = torch.stack([torch.stack([metrics[name].total, metrics[name].count]) for name in ("kd", "ce")])
+        dist.all_reduce(sums, group=self.layout.groups.cp)
+        kd, ce = (sums[:, 0] / sums[:, 1].clamp(min=1)).tolist()
         return balancing_ratio(kd, ce, max_ratio)
 
 
@@ -146,27 +149,29 @@ def _report(terms: LossTerms, num_tokens: Tensor) -> Report:
     # Cloned: the schedule scales the loss it is given in place.
     sums = {name: torch.stack([value.total, value.count]).detach().clone() for name, value in terms.metrics.items()}
     loss = terms.numerator.detach().clone()
-    return {**sums, "loss": torch.stack([loss, num_tokens.to(loss)])}
+    return {"loss": torch.stack([loss, num_tokens.to(loss)]), **sums}
 
 
-def sum_reports(
-    reports: Sequence[Mapping[str, Tensor]], names: Sequence[str], layout: Layout
-) -> dict[str, float | None]:
-    """Global means of the metrics `names`, over micro batches and dp x cp, on every rank; None where nothing counted.
+def sum_reports(reports: Sequence[Mapping[str, Tensor]], layout: Layout) -> dict[str, float | None]:
+    """Global means of all that is reported, over micro batches and dp x cp, on every rank; None where nothing counted.
 
-    One all-reduce over dp x cp, and a broadcast from the last pipeline stage, which alone has reports.
+    Every report names the same metrics. One all-reduce over dp x cp, and a broadcast from the last pipeline stage,
+    which alone has reports.
     """
-    sums = torch.zeros(len(names), 2, dtype=torch.float64, device=layout.device)
-    for report in reports:
-        sums += torch.stack([report[name].double() for name in names])
-    dist.all_reduce(sums, group=layout.groups.dp_cp)
-    stages = layout.groups.pp
-    if stages.size() > 1:
-        dist.broadcast(sums, dist.get_global_rank(stages, stages.size() - 1), group=stages)
-    return {name: total / count if count else None for name, (total, count) in zip(names, sums.tolist(), strict=True)}
+    means: dict[str, float | None] = {}
+    if layout.is_last_stage:
+        names = list(reports[0])
+        sums = torch.stack([torch.stack([report[name] for name in names]).double() for report in reports]).sum(0)
+        dist.all_reduce(sums, group=layout.groups.dp_cp)
+        means = {
+            name: total / count if count else None for name, (total, count) in zip(names, sums.tolist(), strict=True)
+        }
+    return _of_last_stage(means, layout.groups.pp)
 
 
-def _unwrap(model: Any) -> Any:
-    while hasattr(model, "module"):
-        model = model.module
-    return model
+def _of_last_stage(means: dict[str, float | None], stages: dist.ProcessGroup) -> dict[str, float | None]:
+    if stages.size() == 1:
+        return means
+    shared = [means]
+    dist.broadcast_object_list(shared, dist.get_global_rank(stages, stages.size() - 1), group=stages)
+    return shared[0]

@@ -1,4 +1,4 @@
-"""A frozen teacher on the student's ranks: the same tensor- and data-parallel groups, its own model and checkpoint."""
+"""A frozen teacher on the student's ranks: the same tensor, context and data parallel groups, its own model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from nemo_xtoken import parallel
 from nemo_xtoken.config import LossConfig, ParallelConfig, TeacherConfig
 from nemo_xtoken.data.manifest import Side
-from nemo_xtoken.integrations.megatron.attention_mask import document_mask
+from nemo_xtoken.integrations.megatron.context_parallel import model_inputs
 from nemo_xtoken.integrations.megatron.head_tap import head_weight, rows
 from nemo_xtoken.integrations.megatron.layout import Layout
 from nemo_xtoken.integrations.megatron.model_checkpoint import HeadIds, load_model
@@ -31,15 +31,14 @@ class ColocatedTeacher:
     def __init__(
         self, model: GPTModel, matrix: ProjectionMatrix, loss: LossConfig, student_head: Tensor, layout: Layout
     ) -> None:
-        self.model, self.loss = model, loss
+        self.model, self.loss, self.cp_group = model, loss, layout.groups.cp
         self.pair = parallel.shard_pair(matrix, loss, student_head, layout.groups.tp)
         self.head = parallel.cut_head(head_weight(model), self.pair, layout.groups.tp)
 
     @torch.no_grad()
     def hidden(self, batch: DistillBatch) -> Tensor:
-        """[b*t, h_T] of the last layer after its norm, without gradient, the same on every tp rank."""
-        positions = batch.teacher_position_ids
-        return rows(self.model(batch.teacher_tokens, positions, document_mask(positions)))
+        """[b*t/cp, h_T] of the last layer after its norm, without gradient, the same on every tp rank."""
+        return rows(self.model(*model_inputs(batch.teacher_tokens, batch.teacher_position_ids, self.cp_group)))
 
 
 def load_teacher(
@@ -71,4 +70,4 @@ def load_teacher(
 
 def teacher_parallel(student: ParallelConfig) -> ParallelConfig:
     """The student's layout with all of the teacher's layers in one stage."""
-    return replace(student, pipeline_model_parallel_size=1)
+    return replace(student, pipeline_model_parallel_size=1, virtual_pipeline_model_parallel_size=1)

@@ -76,10 +76,10 @@ def train_step(training: Training, step: int, micro_batches: Sequence[DistillBat
         )
     training.schedule.step(1)
     update: Any = training.optimizer.step()
-    line: Line = {"step": step, "loss": loss, "ce": _number(means["ce"])}
+    line: Line = {"step": step, "loss": loss, **_counted(means)}
     if training.config.teachers:
-        line |= {"kd": _number(means["kd"]), "ratio": _used_ratio(training, means, kd_weight), "chunks": counts.chunks}
-        balance.update(means["kd"], line["ce"])
+        line |= {"ratio": _used_ratio(training, means, kd_weight), "chunks": counts.chunks}
+        balance.update(means["kd"], _number(means["ce"]))
     seconds = time.monotonic() - started
     return line | {
         "lr": training.optimizer.param_groups[0]["lr"],
@@ -94,34 +94,34 @@ def run_micro_batches(
     training: Training, micro_batches: Sequence[DistillBatch], scales: Scales, *, forward_only: bool
 ) -> dict[str, float | None]:
     """Megatron's schedule over a step's micro batches; global means of the reported metrics, on every rank."""
-    model, config = training.model, training.config
-    if forward_only:
-        model.eval()
-    else:
-        model.train()
-        model.zero_grad_buffer()
+    models, config = training.models, training.config
+    for model in models:
+        model.train(not forward_only)
+    if not forward_only:
+        for model in models:
+            model.zero_grad_buffer()
         training.optimizer.zero_grad()
     reports = get_forward_backward_func()(
         forward_step_func=training.objective.forward_step(scales),
-        data_iterator=iter(micro_batches),
-        model=[model],
+        data_iterator=[iter(micro_batches) for _ in models],
+        model=[*models],
         num_microbatches=len(micro_batches),
         seq_length=config.data.student_sequence_length,
         micro_batch_size=config.train.micro_batch_size,
         forward_only=forward_only,
     )
-    return sum_reports(reports, ("loss", "ce", "kd") if config.teachers else ("loss", "ce"), training.layout)
+    return sum_reports(reports, training.layout)
 
 
 def validate(training: Training) -> Line:
-    """Means of L_CE, and with a teacher of L_KD, over the first `validation_batches` of the validation data."""
+    """Means of all that the loss reports, over the first `validation_batches` of the validation data."""
     batches = training.validation_batches()
     if batches is None:
         return {}
     count = training.config.train.validation_batches
     micro_batches = [batch for _ in range(count) for batch in next(batches)]
     means = run_micro_batches(training, micro_batches, Scales(0.0, 1.0), forward_only=True)
-    return {f"validation_{name}": value for name, value in means.items() if name != "loss" and value is not None}
+    return {f"validation_{name}": mean for name, mean in _counted(means).items() if name != "loss"}
 
 
 def _scales(training: Training, counts: Counts) -> Scales:
@@ -136,6 +136,11 @@ def _used_ratio(training: Training, means: dict[str, float | None], kd_weight: f
     if training.balance.config.mode != "micro_batch" or not kd:
         return kd_weight
     return (_number(means["loss"]) - _number(means["ce"])) / kd
+
+
+def _counted(means: dict[str, float | None]) -> Line:
+    """The means that are over something."""
+    return {name: mean for name, mean in means.items() if mean is not None}
 
 
 def _number(mean: float | None) -> float:

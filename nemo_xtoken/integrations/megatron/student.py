@@ -1,0 +1,39 @@
+"""The student on this rank: one model, or one for each of the rank's virtual pipeline stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+
+from nemo_xtoken.config import RunConfig
+from nemo_xtoken.integrations.megatron.layout import Layout
+from nemo_xtoken.integrations.megatron.models import build_gpt
+
+
+def build_student(config: RunConfig, layout: Layout, vocab_size: int) -> list[GPTModel]:
+    """The rank's part of the student, in the order of its layers; on the last stage the last model has the head."""
+    pieces = config.parallel.virtual_pipeline_model_parallel_size
+    return [
+        build_gpt(
+            config.student,
+            config.parallel,
+            vocab_size=vocab_size,
+            max_sequence_length=config.data.student_sequence_length,
+            device=config.device,
+            seed=config.train.seed,
+            params_dtype=torch.bfloat16 if config.train.bf16 else torch.float32,
+            pre_process=layout.is_first_stage and piece == 0,
+            post_process=layout.is_last_stage and piece == pieces - 1,
+            vp_stage=piece if pieces > 1 else None,
+        ).to(layout.device)
+        for piece in range(pieces)
+    ]
+
+
+def unwrap(model: Any) -> GPTModel:
+    """The model inside of Megatron's wrappers."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model

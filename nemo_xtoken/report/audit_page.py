@@ -1,0 +1,21 @@
+"""The coverage audit as one self-contained HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nemo_xtoken.projection import Audit, ClassCoverage
+from nemo_xtoken.report.aligned_tokens import visible
+from nemo_xtoken.report.html import template, write_page
+
+
+def write_audit(audit: Audit, path: Path) -> Path:
+    """Write the page and return its path."""
+    page = template("audit.html.j2", visible=lambda text: visible(text.encode()))
+    return write_page(path, page.render(audit=audit, uncommon=uncommon(audit)))
+
+
+def uncommon(audit: Audit) -> list[tuple[str, ClassCoverage]]:
+    """Classes that are not all common, by label, in the order of the audit; the user's own last."""
+    labelled = [(name.label, coverage) for name, coverage in audit.classes.items()]
+    return [(label, coverage) for label, coverage in [*labelled, *audit.user_classes.items()] if coverage.uncommon]

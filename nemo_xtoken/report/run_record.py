@@ -1,0 +1,92 @@
+"""What a run has left in its directory."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_xtoken.errors import DataError
+
+METRICS_FILE = "metrics.jsonl"
+EVALUATION_FILE = "evaluation.json"
+CONFIG_FILE = "config.yaml"
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run, read back.
+
+    metrics      one record per logged step, by step; a step that was run again after a restart counts once
+    evaluation   held-out numbers; None before `nemo-xtoken evaluate`
+    config_text  the run's config as YAML; None where the run kept none
+    """
+
+    path: Path
+    metrics: tuple[Record, ...]
+    evaluation: Record | None
+    config_text: str | None
+
+    @property
+    def name(self) -> str:
+        """The directory's own name."""
+        return self.path.resolve().name
+
+    def curve(self, key: str) -> list[tuple[float, float]]:
+        """(step, value) of one metric, where it was logged and is finite."""
+        points = [(float(record["step"]), float(record[key])) for record in self.metrics if record.get(key) is not None]
+        return [(step, value) for step, value in points if math.isfinite(value)]
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run directory.
+
+    Raises DataError where it isn't there or a file in it is damaged.
+    """
+    if not path.is_dir():
+        raise DataError(f"expected the directory of a run, got {str(path)!r}, which is none: give a run's run_dir")
+    config_path = path / CONFIG_FILE
+    return RunRecord(
+        path=path,
+        metrics=read_metrics(path / METRICS_FILE),
+        evaluation=read_evaluation(path / EVALUATION_FILE),
+        config_text=config_path.read_text(encoding="utf-8") if config_path.is_file() else None,
+    )
+
+
+def read_metrics(path: Path) -> tuple[Record, ...]:
+    """The records of a metrics file by step. A last line that a killed run left half written is passed over."""
+    if not path.is_file():
+        return ()
+    lines = path.read_text(encoding="utf-8").splitlines()
+    by_step: dict[int, Record] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            by_step[int(record["step"])] = record
+        except (ValueError, KeyError, TypeError) as error:
+            if number < len(lines):
+                raise DataError(
+                    f"{path}:{number}: expected a JSON object with a step, got {line[:60]!r}: remove the line"
+                ) from error
+    return tuple(by_step[step] for step in sorted(by_step))
+
+
+def read_evaluation(path: Path) -> Record | None:
+    """The held-out numbers of a run, or None where it was never evaluated."""
+    if not path.is_file():
+        return None
+    try:
+        evaluation = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: expected JSON, got a damaged file: run `nemo-xtoken evaluate` again") from error
+    if not isinstance(evaluation, dict):
+        raise DataError(
+            f"{path}: expected a JSON object, got {type(evaluation).__name__}: run `nemo-xtoken evaluate` again"
+        )
+    return evaluation
