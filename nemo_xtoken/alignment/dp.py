@@ -133,16 +133,16 @@ def _cuts(nodes: Indices, student_ends: Indices, teacher_ends: Indices) -> Itera
     """Where a window [g + 1, 2] that is too long is cut: at nodes, and where these are too far from each other in the
     order in which the tokens of both sides end."""
     steps = nodes.sum(axis=1)
-    here = nodes[0]
+    here: Indices = nodes[0]
     yield here
-    while here.sum() < steps[-1]:
-        following = int(np.searchsorted(steps, here.sum() + LONGEST_WINDOW, side="right")) - 1
-        if steps[following] > here.sum():
+    while (taken := int(np.add.reduce(here))) < steps[-1]:
+        following = int(np.searchsorted(steps, taken + LONGEST_WINDOW, side="right")) - 1
+        if steps[following] > taken:
             here = nodes[following]
         else:
             end = nodes[following + 1]
             ends = student_ends[here[0] : end[0]][:LONGEST_WINDOW], teacher_ends[here[1] : end[1]][:LONGEST_WINDOW]
             earliest = np.concatenate(ends).argsort(kind="stable")[:LONGEST_WINDOW]
             num_student = int((earliest < len(ends[0])).sum())
-            here = here + np.array([num_student, LONGEST_WINDOW - num_student])
+            here = here + np.array([num_student, LONGEST_WINDOW - num_student], np.int64)
         yield here

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ PAIRS = ((1, 1, 0), *((1, k, LOSS_OF_RUN) for k in _RUNS), *((k, 1, LOSS_OF_RUN)
 """Steps that take equal strings: student tokens, teacher tokens, loss."""
 
 _STUDENT_GAP, _TEACHER_GAP, _STOP = range(len(PAIRS), len(PAIRS) + 3)
-_STEPS = np.array([*(pair[:2] for pair in PAIRS), (1, 0), (0, 1), (0, 0)])
+_STEPS: Indices = np.array([*(pair[:2] for pair in PAIRS), (1, 0), (0, 1), (0, 0)])
 
 # A loss and the step that leads to it are one number, _UNIT * loss + step: less loss wins, then the earlier step.
 _UNIT = 16
@@ -108,7 +109,7 @@ def _trace(steps: NDArray[np.int8], windows: Indices) -> Indices:
     _, count, columns = steps.shape
     back: Indices = _STEPS[:, 0] * (count * columns) + _STEPS[:, 1]
     ends = windows[:, 1::2] - windows[:, ::2]
-    cell = (ends[:, 0] * count + np.arange(count)) * columns + ends[:, 1]
+    cell = cast("Indices", (ends[:, 0] * count + np.arange(count)) * columns + ends[:, 1])
     cells: list[Indices] = []
     taken: list[NDArray[np.int8]] = []
     while True:
