@@ -102,6 +102,8 @@ run nemo-xtoken train examples/quickstart.yaml "${control_overrides[@]}" "run_di
 
 step '6. What came of it, on text that none of them has read'
 for name in distilled control; do
+  # A run that was trained further is evaluated again.
+  if [ "$out/$name/metrics.jsonl" -nt "$out/$name/evaluation.json" ]; then rm -f "$out/$name/evaluation.json"; fi
   make "$out/$name/evaluation.json" \
     nemo-xtoken evaluate "$out/$name" --data "$out/data/heldout" --prompts quickstart/text/prompts.jsonl
 done

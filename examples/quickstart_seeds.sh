@@ -17,8 +17,8 @@ fi
 train_and_evaluate() {
   local run_dir=$1
   shift
-  if [ ! -e "$run_dir/evaluation.json" ]; then
-    nemo-xtoken train examples/quickstart.yaml "run_dir=$run_dir" "$@"
+  nemo-xtoken train examples/quickstart.yaml "run_dir=$run_dir" "$@"
+  if [ ! -e "$run_dir/evaluation.json" ] || [ "$run_dir/metrics.jsonl" -nt "$run_dir/evaluation.json" ]; then
     nemo-xtoken evaluate "$run_dir" --data quickstart/data/heldout --prompts quickstart/text/prompts.jsonl
   fi
 }

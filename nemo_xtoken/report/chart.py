@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 460, 240
-LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 42
+LEFT, RIGHT, TOP, BOTTOM = 54, 10, 10, 42
 
 Points = Sequence[tuple[float, float]]
 
