@@ -26,6 +26,20 @@ def divergence(teacher_log: Tensor, student_log: Tensor, direction: Direction) -
     return divergence_terms(teacher_log, student_log, direction).sum(-1)
 
 
+def divergence_and_entropy(teacher_log: Tensor, student_log: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
+    """Partial sums over chunks of KL and of the teacher's entropy, detached: [c, local] twice -> two scalars.
+
+    Forward KL is what the student pays for the teacher's tokens less that entropy, so both share the teacher's
+    probabilities.
+    """
+    with torch.no_grad():
+        teacher = teacher_log.exp()
+        entropy = -(teacher * teacher_log).sum()
+    if direction == "forward":
+        return -(teacher * student_log).sum() - entropy, entropy
+    return divergence(teacher_log, student_log, direction).sum(), entropy
+
+
 def renormalised_logs(teacher_log: Tensor, student: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
     """Logs of both sides, normalised over the given columns of all holders: [c, local] twice.
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from nemo_xtoken.config import LossConfig, Merge
 from nemo_xtoken.errors import ConfigError
-from nemo_xtoken.losses.chunk_sums import ChunkSums, agreement, entropy
-from nemo_xtoken.losses.divergence import divergence, renormalised_logs
+from nemo_xtoken.losses.chunk_sums import ChunkSums, agreement
+from nemo_xtoken.losses.divergence import divergence_and_entropy, renormalised_logs
 from nemo_xtoken.losses.filters import counted
 from nemo_xtoken.losses.merge import representative_row, run_mean, run_rows
 from nemo_xtoken.losses.sparse_projection import Projection, SparseProjection
@@ -58,9 +58,10 @@ def projected_kl_sums(
         student = student.index_select(1, columns)
     teacher_log = merged_teacher(teacher_logits / config.temperature, chunks, config.merge)
     teacher_log, student_log = renormalised_logs(teacher_log, student, vocabulary)
+    loss, entropy = divergence_and_entropy(teacher_log, student_log, config.direction)
     return ChunkSums(
-        loss=divergence(teacher_log, student_log, config.direction).sum(),
-        teacher_entropy=entropy(teacher_log),
+        loss=loss,
+        teacher_entropy=entropy,
         top_1_agreement=agreement(teacher_log, student_log.detach(), None, vocabulary),
     )
 

@@ -75,8 +75,9 @@ def total(x: Tensor, vocabulary: Vocabulary) -> Tensor:
 
 def log_sum_exp(x: Tensor, vocabulary: Vocabulary) -> Tensor:
     """log of the sum of exp(x) over the whole vocabulary: x [..., local columns] -> [...]."""
-    maximum = vocabulary.maximum(x)
-    return maximum + total((x - maximum.unsqueeze(-1)).exp(), vocabulary).log()
+    local = x.logsumexp(-1)
+    maximum = vocabulary.maximum(local.unsqueeze(-1))
+    return maximum + vocabulary.complete((local - maximum).exp()).log()
 
 
 def log_softmax(logits: Tensor, vocabulary: Vocabulary, temperature: float = 1.0) -> Tensor:
