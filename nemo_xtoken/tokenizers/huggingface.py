@@ -13,6 +13,7 @@ from tokenizers import Encoding as LibraryEncoding
 from tokenizers import Tokenizer as Library
 
 from nemo_xtoken.errors import TokenizerError
+from nemo_xtoken.tokenizers.base import VocabularyTokenizer
 from nemo_xtoken.tokenizers.huggingface_pieces import has_nfc, piece_bytes, piece_kind, special_roles
 from nemo_xtoken.tokenizers.normalize import Normalized, nfc, unchanged
 from nemo_xtoken.tokenizers.spans import encode_utf8, from_char_offsets
@@ -21,7 +22,7 @@ from nemo_xtoken.tokenizers.white_space import lower_words, single_spaced
 from nemo_xtoken.types import Encoding
 
 
-class HuggingFaceTokenizer:
+class HuggingFaceTokenizer(VocabularyTokenizer):
     """A tokenizer of any model that the tokenizers library knows.
 
     Where the bytes of the tokens make up the text, spans are exact sums of their lengths. Where they don't, because the
@@ -30,38 +31,13 @@ class HuggingFaceTokenizer:
 
     def __init__(self, spec: str, path: Path, config: Mapping[str, Any] | None) -> None:
         description = _read_object(path)
-        self._spec = spec
         self._library = _library(path)
         self._kind = piece_kind(description)
         self._keeps_bytes = self._kind == "byte_level" or bool(description["model"].get("byte_fallback"))
         self._normalize = nfc if has_nfc(description) else unchanged
         vocab = self._library.get_vocab(with_added_tokens=True)
         roles = special_roles(description, config, vocab)
-        self._vocabulary = Vocabulary(piece_bytes(description, vocab, set(roles)), roles, _rules(description))
-
-    @property
-    def spec(self) -> str:
-        """The spec it was loaded from."""
-        return self._spec
-
-    @property
-    def vocab_size(self) -> int:
-        """Highest id plus one, special tokens included."""
-        return len(self._vocabulary)
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over ids, bytes, special tokens, normaliser and pre-tokenizer."""
-        return self._vocabulary.fingerprint
-
-    @property
-    def special_roles(self) -> Mapping[int, str]:
-        """Role of each special id."""
-        return self._vocabulary.special_roles
-
-    def encode(self, text: str) -> Encoding:
-        """Tokens and byte spans; see `Tokenizer.encode`."""
-        return self.encode_batch([text])[0]
+        super().__init__(spec, Vocabulary(piece_bytes(description, vocab, set(roles)), roles, _rules(description)))
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """As `encode`, on the library's threads."""
@@ -76,14 +52,10 @@ class HuggingFaceTokenizer:
             for tokens, encoding, text, each in zip(summed, batch, texts, normalized, strict=True)
         ]
 
-    def token_bytes(self, token_id: int) -> bytes:
-        """Bytes of an id; empty for special and unused ids."""
-        return self._vocabulary.token_bytes(token_id)
-
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids without the special ones; invalid UTF-8 becomes U+FFFD."""
         if self._kind == "byte_level":
-            return self._vocabulary.decode(ids)
+            return super().decode(ids)
         text_ids = [int(token_id) for token_id in ids if token_id not in self.special_roles]
         return self._library.decode(text_ids, skip_special_tokens=False)
 

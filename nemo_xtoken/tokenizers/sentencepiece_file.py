@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sentencepiece import SentencePieceProcessor
 
 from nemo_xtoken.errors import TokenizerError
+from nemo_xtoken.tokenizers.base import VocabularyTokenizer
 from nemo_xtoken.tokenizers.normalize import from_offsets, unchanged
 from nemo_xtoken.tokenizers.spans import encode_utf8
 from nemo_xtoken.tokenizers.threads import thread_count
@@ -22,50 +23,21 @@ SPACE = "\u2581"
 """The character that stands for a space in pieces."""
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(VocabularyTokenizer):
     """A SentencePiece model of any type, with or without byte fallback, dummy prefix and normaliser."""
 
     def __init__(self, spec: str, model: bytes) -> None:
         library = SentencePieceProcessor()
         library.LoadFromSerializedProto(model)
-        self._spec = spec
         self._library = library
         self._prefixes = str(library.Normalize("a")).startswith(SPACE)
-        self._vocabulary = Vocabulary(_pieces(library), _roles(library), hashlib.sha256(model).hexdigest())
-
-    @property
-    def spec(self) -> str:
-        """The spec it was loaded from."""
-        return self._spec
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of pieces, special ones included."""
-        return len(self._vocabulary)
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over ids, bytes, special tokens and the whole model."""
-        return self._vocabulary.fingerprint
-
-    @property
-    def special_roles(self) -> Mapping[int, str]:
-        """Role of each special id."""
-        return self._vocabulary.special_roles
-
-    def encode(self, text: str) -> Encoding:
-        """Tokens and byte spans; see `Tokenizer.encode`."""
-        return self.encode_batch([text])[0]
+        super().__init__(spec, Vocabulary(_pieces(library), _roles(library), hashlib.sha256(model).hexdigest()))
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """As `encode`, on the library's threads."""
         data = [encode_utf8(text) for text in texts]
         batch = self._library.Encode(list(texts), out_type=int, num_threads=thread_count(len(texts)))
         return list(map(self._tokens, texts, data, batch, self._vocabulary.arrays(batch)))
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """Bytes of an id, a space for U+2581; empty for special and unused ids."""
-        return self._vocabulary.token_bytes(token_id)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids, without the space that encoding put in front."""

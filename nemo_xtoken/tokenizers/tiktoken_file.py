@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tiktoken
 
 from nemo_xtoken.errors import TokenizerError
+from nemo_xtoken.tokenizers.base import VocabularyTokenizer
 from nemo_xtoken.tokenizers.normalize import Normalized, nfc, unchanged
 from nemo_xtoken.tokenizers.patterns import Family, find_family
 from nemo_xtoken.tokenizers.threads import thread_count
@@ -23,7 +24,7 @@ MAX_WHITESPACE_RUN = 900_000
 _LONG_RUN = re.compile(rf"(?<!\s)\s{{{MAX_WHITESPACE_RUN}}}")
 
 
-class RankFileTokenizer:
+class RankFileTokenizer(VocabularyTokenizer):
     """A byte-level BPE from a rank file, encoded by the tiktoken library."""
 
     def __init__(self, spec: str, ranks: Mapping[bytes, int], family: Family) -> None:
@@ -32,35 +33,10 @@ class RankFileTokenizer:
         for piece, rank in ranks.items():
             pieces[rank] = piece
         roles = {token_id: family.roles.get(name, name) for name, token_id in specials.items()}
-        self._spec = spec
-        self._vocabulary = Vocabulary(pieces, roles, f"pattern {family.pattern} nfc {family.nfc}")
+        super().__init__(spec, Vocabulary(pieces, roles, f"pattern {family.pattern} nfc {family.nfc}"))
         self._normalize = nfc if family.nfc else unchanged
         # Without its special tokens the library reads their names as plain text, which is what we want.
         self._library = tiktoken.Encoding(spec, pat_str=family.pattern, mergeable_ranks=dict(ranks), special_tokens={})
-
-    @property
-    def spec(self) -> str:
-        """The spec it was loaded from."""
-        return self._spec
-
-    @property
-    def vocab_size(self) -> int:
-        """Highest id plus one, special tokens included."""
-        return len(self._vocabulary)
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over ids, bytes, special tokens, pattern and normaliser."""
-        return self._vocabulary.fingerprint
-
-    @property
-    def special_roles(self) -> Mapping[int, str]:
-        """Role of each special id."""
-        return self._vocabulary.special_roles
-
-    def encode(self, text: str) -> Encoding:
-        """Tokens and exact byte spans; see `Tokenizer.encode`."""
-        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """As `encode`, on the library's threads."""
@@ -68,14 +44,6 @@ class RankFileTokenizer:
         batch = self._library_batch([each.text for each in normalized])
         pairs = zip(normalized, self._vocabulary.arrays(batch), strict=True)
         return [each.tokens(ids, lengths) for each, (ids, lengths) in pairs]
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """Bytes of an id; empty for special and unused ids."""
-        return self._vocabulary.token_bytes(token_id)
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids; invalid UTF-8 becomes U+FFFD."""
-        return self._vocabulary.decode(ids)
 
     def _prepare(self, text: str) -> Normalized:
         if len(text) >= MAX_WHITESPACE_RUN and _LONG_RUN.search(text):
