@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -11,6 +12,8 @@ LossMode = Literal["p_kl", "h_kl", "gold", "uld", "strict_top_k", "same_tokenize
 Merge = Literal["mean", "first", "last"]
 Direction = Literal["forward", "reverse"]
 Balance = Literal["dynamic", "micro_batch", "fixed"]
+
+FILE_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -122,6 +125,8 @@ class TeacherConfig:
     checkpoint  the run directory of the teacher's own training, or one checkpoint in it
     projection  the file of W for this pair of tokenizers; null builds it into the run's directory, once
     weight      alpha of this teacher where there are several
+    learn_projection  P-KL: W is trained too, from what the file has; each checkpoint has the file of what was learnt
+    projection_lr     its learning rate, constant (Adam, no weight decay, no clipping)
     """
 
     name: str = "teacher"
@@ -130,9 +135,25 @@ class TeacherConfig:
     projection: str | None = None
     loss: LossConfig = field(default_factory=LossConfig)
     weight: float = 1.0
+    learn_projection: bool = False
+    projection_lr: float = 1e-2
 
     def __post_init__(self) -> None:
         _require(self.weight > 0, f"teacher {self.name!r}: weight must be positive, got {self.weight}")
+        _require(
+            self.projection_lr > 0,
+            f"teacher {self.name!r}: projection_lr must be positive, got {self.projection_lr}; "
+            "learn_projection=false keeps W as it is",
+        )
+        _require(
+            not self.learn_projection or self.loss.mode == "p_kl",
+            f"teacher {self.name!r}: learn_projection needs loss.mode p_kl, the one mode that projects by the weights "
+            f"of W, got {self.loss.mode}; set one of them",
+        )
+        _require(
+            FILE_NAME.fullmatch(self.name) is not None,
+            f"teacher names are letters, digits and . _ - (they name files and metrics), got {self.name!r}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

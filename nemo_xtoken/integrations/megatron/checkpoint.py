@@ -23,6 +23,7 @@ from nemo_xtoken.integrations.megatron import checkpoint_files
 from nemo_xtoken.integrations.megatron.balance import Balance
 from nemo_xtoken.integrations.megatron.inputs import Inputs, check_unchanged
 from nemo_xtoken.integrations.megatron.layout import Layout
+from nemo_xtoken.integrations.megatron.learnt_projection import LearntProjection
 from nemo_xtoken.integrations.megatron.model_checkpoint import METADATA, HeadIds, check_fits
 from nemo_xtoken.integrations.megatron.optimizer_state import load_optimizer, make_room
 
@@ -38,7 +39,8 @@ class Position:
 
 
 class TrainingState:
-    """Everything that a resumed run needs, besides its config: weights, optimizer, schedule, balance, random states.
+    """Everything that a resumed run needs, besides its config: weights, optimizer, schedule, balance, random states and
+    this rank's part of each W that is trained.
 
     The teacher is not part of it. With other `inputs` than it was started with a run does not go on.
     """
@@ -53,10 +55,11 @@ class TrainingState:
         balance: Balance,
         ids: HeadIds,
         inputs: Inputs,
+        learnt_projections: Sequence[LearntProjection] = (),
     ) -> None:
         self.run_dir, self.layout, self.models = run_dir, layout, models
         self.optimizer, self.schedule, self.balance = optimizer, schedule, balance
-        self.ids, self.inputs = ids, inputs
+        self.ids, self.inputs, self.learnt_projections = ids, inputs, learnt_projections
 
     def save(self, position: Position, keep: int) -> None:
         """Write a checkpoint; once it is complete, delete all but the newest `keep`. Every rank must call it."""
@@ -66,6 +69,8 @@ class TrainingState:
         dist.broadcast_object_list(written, src=0)
         _collect_writers_results_here()
         dist_checkpointing.save({**self._sharded(loading=False), **self._common(position)}, written[0])
+        for projection in self.learnt_projections:
+            projection.save(Path(written[0]))
         dist.barrier()
         if self.layout.rank == 0:
             checkpoint_files.finish_writing(Path(written[0]))
@@ -100,7 +105,8 @@ class TrainingState:
     def _sharded(self, loading: bool) -> dict[str, Any]:
         model = {str(i): part.sharded_state_dict(metadata=dict(METADATA)) for i, part in enumerate(self.models)}
         optimizer = self.optimizer.sharded_state_dict(model, is_loading=loading, metadata=dict(METADATA))
-        return {"model": model, "optimizer": optimizer, "random": self._random_states()}
+        learnt = {projection.name: projection.sharded_state_dict() for projection in self.learnt_projections}
+        return {"model": model, "optimizer": optimizer, "projections": learnt, "random": self._random_states()}
 
     def _common(self, position: Position) -> dict[str, Any]:
         return {
@@ -135,6 +141,8 @@ class TrainingState:
         for i, model in enumerate(self.models):
             model.load_state_dict(loaded["model"][str(i)])
         load_optimizer(self.optimizer, loaded["optimizer"])
+        for projection in self.learnt_projections:
+            projection.load_state_dict(loaded["projections"][projection.name])
         self.schedule.load_state_dict(loaded["schedule"])
         self.balance.load_state_dict(loaded["balance"])
         if "random" in loaded:

@@ -86,8 +86,19 @@ def set_up(config: RunConfig, layout: Layout) -> Training:
     optimizer = build_optimizer(models, config)
     schedule = build_schedule(optimizer, config.optimizer, config.train.steps)
     balance = Balance(config.balance)
+    objective = Objective(layout, ids.size, teacher)
     inputs = {"data": data_key(manifests), **teacher_inputs}
-    state = TrainingState(Path(config.run_dir), layout, student, optimizer, schedule, balance, ids, inputs)
+    state = TrainingState(
+        Path(config.run_dir),
+        layout,
+        student,
+        optimizer,
+        schedule,
+        balance,
+        ids,
+        inputs,
+        objective.learnt_projections,
+    )
     return Training(
         config=config,
         layout=layout,
@@ -95,7 +106,7 @@ def set_up(config: RunConfig, layout: Layout) -> Training:
         optimizer=optimizer,
         schedule=schedule,
         balance=balance,
-        objective=Objective(layout, ids.size, teacher),
+        objective=objective,
         state=state,
         start=state.resume() or Position(0, 0),
     )
@@ -161,7 +172,7 @@ def _teacher(
     inputs = {"teacher checkpoint": checkpoint.name, "projection": file_key(projection)}
     if model is None or student_head is None:
         return None, inputs
-    return ColocatedTeacher(model, matrix, teacher.loss, student_head, layout), inputs
+    return ColocatedTeacher(teacher, model, matrix, student_head, layout), inputs
 
 
 def _batches(config: RunConfig, layout: Layout, parts: Sequence[BlendPart], consumed_samples: int) -> GlobalBatches:

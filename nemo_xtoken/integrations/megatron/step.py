@@ -25,6 +25,7 @@ from nemo_xtoken.integrations.megatron.balance import balancing_ratio
 from nemo_xtoken.integrations.megatron.context_parallel import model_inputs
 from nemo_xtoken.integrations.megatron.head_tap import head_weight, rows
 from nemo_xtoken.integrations.megatron.layout import Layout
+from nemo_xtoken.integrations.megatron.learnt_projection import LearntProjection
 from nemo_xtoken.integrations.megatron.student import unwrap
 from nemo_xtoken.integrations.megatron.teacher import ColocatedTeacher
 from nemo_xtoken.losses.filters import counted
@@ -82,6 +83,12 @@ class Objective:
     vocab_size: int
     teacher: ColocatedTeacher | None = None
 
+    @property
+    def learnt_projections(self) -> tuple[LearntProjection, ...]:
+        """The W that are trained along with the student, as far as this rank has them."""
+        learnt = None if self.teacher is None else self.teacher.learnt_projection
+        return () if learnt is None else (learnt,)
+
     def forward_step(
         self, scales: Scales
     ) -> Callable[[Iterator[DistillBatch], Any], tuple[Tensor, Callable[..., Any]]]:
@@ -132,6 +139,7 @@ class Objective:
             kd_scale=kd_scale,
             ce_scale=ce_scale,
             student_vocab_size=self.vocab_size,
+            weights=None if teacher is None else teacher.projection_weights(),
         )
 
     @torch.no_grad()

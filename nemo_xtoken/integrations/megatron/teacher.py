@@ -10,11 +10,12 @@ from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
 from nemo_xtoken import parallel
-from nemo_xtoken.config import LossConfig, ParallelConfig, TeacherConfig
+from nemo_xtoken.config import ParallelConfig, TeacherConfig
 from nemo_xtoken.data.manifest import Side
 from nemo_xtoken.integrations.megatron.context_parallel import model_inputs
 from nemo_xtoken.integrations.megatron.head_tap import head_weight, rows
 from nemo_xtoken.integrations.megatron.layout import Layout
+from nemo_xtoken.integrations.megatron.learnt_projection import LearntProjection
 from nemo_xtoken.integrations.megatron.model_checkpoint import HeadIds, load_model
 from nemo_xtoken.integrations.megatron.models import build_gpt
 from nemo_xtoken.projection import ProjectionMatrix
@@ -26,14 +27,22 @@ class ColocatedTeacher:
 
     head  [owned, h_T], the rows `pair.teacher_rows`; cut once, at the start
     pair  this rank's part of W, cut for the loss
+    learnt_projection  the same part of W where it is trained, None where it stays as it is
     """
 
     def __init__(
-        self, model: GPTModel, matrix: ProjectionMatrix, loss: LossConfig, student_head: Tensor, layout: Layout
+        self, config: TeacherConfig, model: GPTModel, matrix: ProjectionMatrix, student_head: Tensor, layout: Layout
     ) -> None:
-        self.model, self.loss, self.cp_group = model, loss, layout.groups.cp
-        self.pair = parallel.shard_pair(matrix, loss, student_head, layout.groups.tp)
+        self.model, self.loss, self.cp_group = model, config.loss, layout.groups.cp
+        self.pair = parallel.shard_pair(matrix, config.loss, student_head, layout.groups.tp)
         self.head = parallel.cut_head(head_weight(model), self.pair, layout.groups.tp)
+        self.learnt_projection = None
+        if config.learn_projection:
+            self.learnt_projection = LearntProjection(config, matrix, student_head, layout)
+
+    def projection_weights(self) -> Tensor | None:
+        """W's weights where they are trained: this rank's rows, differentiable."""
+        return None if self.learnt_projection is None else self.learnt_projection.weights()
 
     @torch.no_grad()
     def hidden(self, batch: DistillBatch) -> Tensor:

@@ -15,7 +15,9 @@ from nemo_xtoken.config import RunConfig
 from nemo_xtoken.errors import XTokenError
 from nemo_xtoken.integrations.megatron import layout as layouts
 from nemo_xtoken.integrations.megatron.checkpoint import Position
+from nemo_xtoken.integrations.megatron.checkpoint_files import checkpoint_path
 from nemo_xtoken.integrations.megatron.layout import Layout
+from nemo_xtoken.integrations.megatron.learnt_projection import learnt_projection_path
 from nemo_xtoken.integrations.megatron.metrics import MetricsLog
 from nemo_xtoken.integrations.megatron.progress import ProgressDisplay
 from nemo_xtoken.integrations.megatron.setup import Training, set_up
@@ -57,6 +59,10 @@ def train(config: RunConfig, layout: Layout) -> None:
             display.show(line)
             if _is_due(step, config.train.checkpoint_interval) or step == config.train.steps:
                 training.state.save(Position(step, batches.consumed_samples), config.train.keep_checkpoints)
+        for teacher in config.teachers:
+            if teacher.learn_projection:
+                last = checkpoint_path(Path(config.run_dir), config.train.steps)
+                display.say(f"the projection learnt with {teacher.name}: {learnt_projection_path(last, teacher.name)}")
 
 
 def train_step(training: Training, step: int, micro_batches: Sequence[DistillBatch]) -> Line:
@@ -76,6 +82,8 @@ def train_step(training: Training, step: int, micro_batches: Sequence[DistillBat
         )
     training.schedule.step(1)
     update: Any = training.optimizer.step()
+    for projection in training.objective.learnt_projections:
+        projection.step(counts.tokens)
     line: Line = {"step": step, "loss": loss, **_counted(means)}
     if training.config.teachers:
         line |= {"ratio": _used_ratio(training, means, kd_weight), "chunks": counts.chunks}
