@@ -92,6 +92,9 @@ class ModelConfig:
 
     vocab_size  rows of the head before padding; null takes the tokenizer's size from the prepared data
     make_vocab_size_divisible_by  the head is padded to a multiple of this times the tensor parallel size
+    add_head_bias  the head has a bias, one number per token
+    logit_scale    the logits are times this: Cohere's logit_scale, 1 / logits_scaling of Granite
+    final_logit_softcapping  Gemma 2's: the logits are softcapping·tanh(logits / softcapping); null for none
     """
 
     num_layers: int
@@ -105,11 +108,22 @@ class ModelConfig:
     activation: Literal["gelu", "swiglu"] = "swiglu"
     rotary_base: int = 10000
     share_embeddings_and_output_weights: bool = False
+    add_head_bias: bool = False
+    logit_scale: float = 1.0
+    final_logit_softcapping: float | None = None
     init_method_std: float = 0.02
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "hidden_size", "num_attention_heads", "make_vocab_size_divisible_by", "rotary_base"):
             _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        _require(
+            self.logit_scale > 0,
+            f"logit_scale must be positive, got {self.logit_scale}; Granite's logits_scaling divides",
+        )
+        _require(
+            self.final_logit_softcapping is None or self.final_logit_softcapping > 0,
+            f"final_logit_softcapping must be null or positive, got {self.final_logit_softcapping}",
+        )
         heads, groups = self.num_attention_heads, self.num_query_groups or self.num_attention_heads
         _require(
             self.hidden_size % heads == 0,

@@ -21,12 +21,13 @@ from nemo_xtoken.errors import DataError
 from nemo_xtoken.integrations.megatron import layout as layouts
 from nemo_xtoken.integrations.megatron.attention_mask import document_mask
 from nemo_xtoken.integrations.megatron.generate import generate
-from nemo_xtoken.integrations.megatron.head_tap import head_weight, rows
+from nemo_xtoken.integrations.megatron.head_tap import head_options, head_weight, rows
 from nemo_xtoken.integrations.megatron.layout import Layout
 from nemo_xtoken.integrations.megatron.model_checkpoint import HeadIds, load_model
 from nemo_xtoken.integrations.megatron.models import build_gpt
 from nemo_xtoken.losses.cross_entropy import cross_entropy_per_row
 from nemo_xtoken.losses.vocabulary import log_softmax
+from nemo_xtoken.parallel.logits import logits_of
 from nemo_xtoken.parallel.vocabulary import RowRange, vocabulary_of
 from nemo_xtoken.tokenizers.protocol import Tokenizer, role_id
 from nemo_xtoken.types import DistillBatch
@@ -129,6 +130,7 @@ def token_losses(student: Student, batch: DistillBatch) -> tuple[Tensor, Tensor]
     """
     head, tp_group = head_weight(student.model), student.model.pg_collection.tp
     own = RowRange.of_head(head, tp_group)[tp_group.rank()].clip(student.vocab_size)
+    options = head_options(student.model).of_rows(slice(len(own)))
     batch = batch.to(head.device)
     positions = batch.student_position_ids
     hidden = rows(student.model(batch.student_tokens, positions, document_mask(positions)))
@@ -136,7 +138,7 @@ def token_losses(student: Student, batch: DistillBatch) -> tuple[Tensor, Tensor]
     hidden, labels = hidden[counted], labels[counted]
     losses: list[Tensor] = []
     for block, label in zip(hidden.split(BLOCK_ROWS), labels.split(BLOCK_ROWS), strict=True):
-        log_probs = log_softmax((block @ head[: len(own)].t()).float(), vocabulary_of(tp_group))
+        log_probs = log_softmax(logits_of(block, head[: len(own)], options), vocabulary_of(tp_group))
         loss = cross_entropy_per_row(log_probs, own.local(label), torch.ones_like(label, dtype=torch.float32))
         dist.all_reduce(loss, group=tp_group)
         losses.append(loss)

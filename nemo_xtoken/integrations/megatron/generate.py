@@ -10,7 +10,8 @@ from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
 from nemo_xtoken.integrations.megatron.attention_mask import document_mask
-from nemo_xtoken.integrations.megatron.head_tap import head_weight
+from nemo_xtoken.integrations.megatron.head_tap import head_options, head_weight
+from nemo_xtoken.parallel.logits import PLAIN, HeadOptions, logits_of
 from nemo_xtoken.parallel.vocabulary import RowRange
 
 
@@ -49,13 +50,15 @@ def _next_tokens(model: GPTModel, tokens: Tensor, lengths: Tensor, vocab_size: i
     positions = torch.arange(seen.shape[1], device=tokens.device).expand_as(seen).contiguous()
     hidden = model(seen.contiguous(), positions, document_mask(positions))
     last = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
-    return vocab_parallel_argmax(last, head_weight(model), model.pg_collection.tp, vocab_size)
+    return vocab_parallel_argmax(last, head_weight(model), model.pg_collection.tp, vocab_size, head_options(model))
 
 
-def vocab_parallel_argmax(hidden: Tensor, head: Tensor, tp_group: dist.ProcessGroup, vocab_size: int) -> Tensor:
-    """argmax over the vocabulary of hidden @ head^T, lowest id at a tie: [rows, h] and [V/tp, h] -> [rows] int64."""
+def vocab_parallel_argmax(
+    hidden: Tensor, head: Tensor, tp_group: dist.ProcessGroup, vocab_size: int, options: HeadOptions = PLAIN
+) -> Tensor:
+    """argmax over the vocabulary of the logits, lowest id at a tie: [rows, h] and [V/tp, h] -> [rows] int64."""
     own = RowRange.of_head(head, tp_group)[tp_group.rank()].clip(vocab_size)
-    logits = (hidden @ head[: len(own)].t()).float()
+    logits = logits_of(hidden, head[: len(own)], options.of_rows(slice(len(own))))
     best = logits.new_full((len(hidden),), -torch.inf) if len(own) == 0 else logits.amax(-1)
     maximum = best.clone()
     dist.all_reduce(maximum, dist.ReduceOp.MAX, group=tp_group)

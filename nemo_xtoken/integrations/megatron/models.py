@@ -71,7 +71,12 @@ def build_gpt(
         vp_stage=vp_stage,
     )
     initialise(gpt, seed, vocab_size)
-    return tap_head(gpt)
+    return tap_head(
+        gpt,
+        add_bias=model.add_head_bias,
+        logit_scale=model.logit_scale,
+        soft_cap=model.final_logit_softcapping,
+    )
 
 
 def transformer_config(

@@ -23,7 +23,7 @@ from nemo_xtoken import parallel
 from nemo_xtoken.config import LossConfig
 from nemo_xtoken.integrations.megatron.balance import balancing_ratio
 from nemo_xtoken.integrations.megatron.context_parallel import model_inputs
-from nemo_xtoken.integrations.megatron.head_tap import head_weight, rows
+from nemo_xtoken.integrations.megatron.head_tap import head_options, head_weight, rows
 from nemo_xtoken.integrations.megatron.layout import Layout
 from nemo_xtoken.integrations.megatron.learnt_projection import LearntProjection
 from nemo_xtoken.integrations.megatron.student import unwrap
@@ -71,6 +71,14 @@ class Scales:
         return cls(kd, ce_weight, micro_batch_max_ratio)
 
 
+class StudentOutput(NamedTuple):
+    """What the loss takes of the student: [b*s/cp, h] final hidden states and this rank's part of the head."""
+
+    hidden: Tensor
+    head: Tensor
+    options: parallel.HeadOptions
+
+
 @dataclass(frozen=True)
 class Objective:
     """Runs the models on a micro batch and compares them.
@@ -109,7 +117,8 @@ class Objective:
 
         hidden: [b, s/cp, h] final hidden states of this cp rank, whole on every tp rank.
         """
-        student = (rows(hidden), head_weight(unwrap(model)))
+        gpt = unwrap(model)
+        student = StudentOutput(rows(hidden), head_weight(gpt), head_options(gpt))
         teacher_hidden = None if self.teacher is None else self.teacher.hidden(batch)
         kd_scale = scales.kd
         if scales.micro_batch_max_ratio is not None and teacher_hidden is not None:
@@ -120,7 +129,7 @@ class Objective:
 
     def _compare(
         self,
-        student: tuple[Tensor, Tensor],
+        student: StudentOutput,
         teacher_hidden: Tensor | None,
         batch: DistillBatch,
         kd_scale: float,
@@ -128,7 +137,8 @@ class Objective:
     ) -> LossTerms:
         teacher = self.teacher
         return parallel.distillation_loss(
-            *student,
+            student.hidden,
+            student.head,
             teacher_hidden,
             None if teacher is None else teacher.head,
             batch,
@@ -140,11 +150,13 @@ class Objective:
             ce_scale=ce_scale,
             student_vocab_size=self.vocab_size,
             weights=None if teacher is None else teacher.projection_weights(),
+            student_options=student.options,
+            teacher_options=parallel.HeadOptions() if teacher is None else teacher.head_options,
         )
 
     @torch.no_grad()
     def _micro_batch_ratio(
-        self, max_ratio: float, student: tuple[Tensor, Tensor], teacher_hidden: Tensor, batch: DistillBatch
+        self, max_ratio: float, student: StudentOutput, teacher_hidden: Tensor, batch: DistillBatch
     ) -> float:
         metrics = self._compare(student, teacher_hidden, batch, 1.0, 1.0).metrics
         sums = torch.stack([torch.stack([metrics[name].total, metrics[name].count]) for name in ("kd", "ce")])

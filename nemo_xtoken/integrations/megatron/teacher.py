@@ -13,7 +13,7 @@ from nemo_xtoken import parallel
 from nemo_xtoken.config import ParallelConfig, TeacherConfig
 from nemo_xtoken.data.manifest import Side
 from nemo_xtoken.integrations.megatron.context_parallel import model_inputs
-from nemo_xtoken.integrations.megatron.head_tap import head_weight, rows
+from nemo_xtoken.integrations.megatron.head_tap import head_options, head_weight, rows
 from nemo_xtoken.integrations.megatron.layout import Layout
 from nemo_xtoken.integrations.megatron.learnt_projection import LearntProjection
 from nemo_xtoken.integrations.megatron.model_checkpoint import HeadIds, load_model
@@ -26,6 +26,7 @@ class ColocatedTeacher:
     """The teacher's final hidden states, and the part of its head that this rank owns.
 
     head  [owned, h_T], the rows `pair.teacher_rows`; cut once, at the start
+    head_options  bias of these rows, scale and soft cap
     pair  this rank's part of W, cut for the loss
     learnt_projection  the same part of W where it is trained, None where it stays as it is
     """
@@ -36,6 +37,7 @@ class ColocatedTeacher:
         self.model, self.loss, self.cp_group = model, config.loss, layout.groups.cp
         self.pair = parallel.shard_pair(matrix, config.loss, student_head, layout.groups.tp)
         self.head = parallel.cut_head(head_weight(model), self.pair, layout.groups.tp)
+        self.head_options = parallel.cut_options(head_options(model), self.pair, layout.groups.tp)
         self.learnt_projection = None
         if config.learn_projection:
             self.learnt_projection = LearntProjection(config, matrix, student_head, layout)
