@@ -7,7 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nemo_xtoken.config import LossMode
 from nemo_xtoken.losses.vocabulary import Vocabulary
+
+UNCOMMON_MASS = ("student_uncommon_mass", "teacher_uncommon_mass")
+METRICS = ("teacher_entropy", "top_1_agreement", *UNCOMMON_MASS)
+"""What a mode may report of its chunks besides the loss."""
 
 
 @dataclass(frozen=True)
@@ -17,17 +22,38 @@ class ChunkSums:
     loss              scalar, differentiable
     teacher_entropy   scalar, nats, of the teacher's distribution that the loss compares
     top_1_agreement   scalar, chunks in which both sides' likeliest columns are the same token
+    uncommon_mass     two scalars, the student's and the teacher's probability of tokens outside of the common set, in
+                      the chunk distributions that the loss compares; None for a mode without a common set. Over
+                      several rows a teacher's mean of logs, and `first` and `last` on either side, sum to less than 1
     """
 
     loss: Tensor
     teacher_entropy: Tensor
     top_1_agreement: Tensor
+    uncommon_mass: tuple[Tensor, Tensor] | None = None
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Those of METRICS that the mode has."""
+        masses = {} if self.uncommon_mass is None else dict(zip(UNCOMMON_MASS, self.uncommon_mass, strict=True))
+        return {"teacher_entropy": self.teacher_entropy, "top_1_agreement": self.top_1_agreement, **masses}
+
+
+def metrics_of(mode: LossMode) -> tuple[str, ...]:
+    """Those of METRICS that a mode has."""
+    has_common_set = mode in ("gold", "h_kl", "strict_top_k")
+    return tuple(name for name in METRICS if has_common_set or name not in UNCOMMON_MASS)
 
 
 @torch.no_grad()
 def entropy(log_probs: Tensor) -> Tensor:
     """Partial sum over chunks of -p·log p: [c, local] -> scalar."""
     return -(log_probs.exp() * log_probs).sum()
+
+
+@torch.no_grad()
+def mass(log_probs: Tensor) -> Tensor:
+    """Partial sum over chunks of the probability of the given columns: [c, columns] -> scalar."""
+    return log_probs.exp().sum()
 
 
 @torch.no_grad()

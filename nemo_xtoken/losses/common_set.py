@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.config import LossConfig, LossMode, Merge
-from nemo_xtoken.losses.chunk_sums import ChunkSums, agreement, entropy
+from nemo_xtoken.losses.chunk_sums import ChunkSums, agreement, entropy, mass
 from nemo_xtoken.losses.divergence import divergence, divergence_on, probability_floor
 from nemo_xtoken.losses.filters import counted
 from nemo_xtoken.losses.merge import label_log_probability, observed_log_probability, representative_row, run_mean
@@ -57,7 +57,14 @@ def common_set_sums(
         loss=loss(student_log, teacher_log, partition, config, vocabulary),
         teacher_entropy=entropy(teacher_log),
         top_1_agreement=agreement(teacher_log, student_log.detach(), pairs, vocabulary),
+        uncommon_mass=None if config.mode == "uld" else _uncommon_mass(student_log, teacher_log, partition),
     )
+
+
+@torch.no_grad()
+def _uncommon_mass(student_log: Tensor, teacher_log: Tensor, partition: Partition) -> tuple[Tensor, Tensor]:
+    student_rest = student_log.index_select(1, partition.rest_student)
+    return mass(student_rest), mass(teacher_log.index_select(1, partition.rest_teacher))
 
 
 def partition_sum(

@@ -103,8 +103,7 @@ def chunk_terms(sums: ChunkSums, chunks: ChunkRows, config: LossConfig) -> LossT
         denominator,
         {
             "kd": Sum(numerator.detach(), denominator),
-            "teacher_entropy": Sum(sums.teacher_entropy, denominator),
-            "top_1_agreement": Sum(sums.top_1_agreement, denominator),
+            **{name: Sum(value, denominator) for name, value in sums.metrics().items()},
         },
     )
 

@@ -73,8 +73,8 @@ class _Accumulator:
             chunks, ce = self.task.block_values(logits, block, columns, self.own_weights)
             kd = ce.new_zeros(()) if chunks is None else chunks.loss * self.task.config.temperature**2
             partial = self.task.kd_scale * kd + self.task.ce_scale * ce
-        metrics = [kd, kd] if chunks is None else [chunks.teacher_entropy, chunks.top_1_agreement]
-        self.sums += torch.stack([ce.detach(), kd.detach(), *metrics])
+        metrics = {"ce": ce.detach(), "kd": kd.detach(), **({} if chunks is None else chunks.metrics())}
+        self.sums += torch.stack([metrics.get(name, ce.new_zeros(())) for name in SUMS])
         if self.hidden_grad is not None and self.head_grad is not None:
             inputs = (logits,) if self.own_weights is None else (logits, self.own_weights)
             logits_grad, *weights_grad = torch.autograd.grad(partial, inputs)

@@ -54,7 +54,8 @@ def distillation_loss(
 
     Returns LossTerms: numerator differentiable in student_hidden and student_head, denominator the number of counted
     chunks (of counted tokens without a teacher), metrics `ce` over tokens, `kd`, `teacher_entropy` (nats) and
-    `top_1_agreement` over chunks, `chunk_tokens` (student tokens in counted chunks) over tokens; the same on every tp
+    `top_1_agreement` over chunks, as are `student_uncommon_mass` and `teacher_uncommon_mass` of a mode with a common
+    set (see `losses.chunk_sums`), `chunk_tokens` (student tokens in counted chunks) over tokens; the same on every tp
     rank. Over cp every chunk and row counts on one rank. Numerators and denominators are summed over dp and cp, never
     over tp, before they are divided.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from nemo_xtoken.config import LossConfig
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.kernels.precision import accumulated
-from nemo_xtoken.losses.chunk_sums import ChunkSums
+from nemo_xtoken.losses.chunk_sums import METRICS, ChunkSums, metrics_of
 from nemo_xtoken.losses.cross_entropy import cross_entropy_per_row
 from nemo_xtoken.losses.filters import counted
 from nemo_xtoken.losses.vocabulary import log_softmax
@@ -27,8 +27,8 @@ from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.types import ChunkRows, DistillBatch, LossTerms, Sum
 
 Scale = float | Tensor
-SUMS = ("ce", "kd", "teacher_entropy", "top_1_agreement")
-"""Sums that blocks add up: cross-entropy over tokens, the others over chunks (see `losses.chunk_sums`)."""
+SUMS = ("ce", "kd", *METRICS)
+"""Sums that blocks add up: cross-entropy over tokens, the others over chunks; 0 for METRICS that the mode lacks."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +137,12 @@ class Task:
     def terms(self, numerator: Tensor, sums: Tensor) -> LossTerms:
         """The weighted sum and the `SUMS` with what they are divided by."""
         tokens = self.batch.student_loss_mask.sum().to(numerator.dtype)
-        ce, *of_chunks = sums.unbind()
+        ce = sums[0]
         if self.teacher is None:
             return LossTerms(numerator, tokens, {"ce": Sum(ce, tokens)})
         chunks = self.chunks()
         number = numerator.new_tensor(float(len(chunks.mask)))
         in_chunks = (chunks.student_end - chunks.student_start).sum().to(numerator.dtype)
-        metrics = {name: Sum(value, number) for name, value in zip(SUMS[1:], of_chunks, strict=True)}
+        names = ("kd", *metrics_of(self.config.mode))
+        metrics = {name: Sum(sums[SUMS.index(name)], number) for name in names}
         return LossTerms(numerator, number, {"ce": Sum(ce, tokens), **metrics, "chunk_tokens": Sum(in_chunks, tokens)})

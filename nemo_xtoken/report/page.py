@@ -124,10 +124,15 @@ def charts(run: RunRecord, control: RunRecord | None) -> list[Chart]:
         mine = Series(run.name, "run", run.curve(key))
         return [mine] if control is None else [mine, Series(control.name, "control", control.curve(key))]
 
+    masses = [
+        Series(f"{run.name}: {side}", style, run.curve(f"{side}_uncommon_mass"))
+        for side, style in (("student", "run"), ("teacher", "control"))
+    ]
     drawn = (
         line_chart("Cross-entropy", "nats per token, on the training text", both("ce")),
         line_chart("Distillation loss", "nats per chunk", both("kd")),
         line_chart("Agreement", "share of chunks whose likeliest token is the teacher's", both("top_1_agreement")),
+        line_chart("Uncommon tokens", "probability of tokens that are not in the common set, mean over chunks", masses),
         line_chart("Balance ratio", "what the distillation loss is multiplied by", both("ratio")),
         line_chart("Gradient norm", "before clipping", both("grad_norm")),
         line_chart("Speed", "student tokens per second", both("tokens_per_second")),

@@ -201,6 +201,20 @@ def test_ranks_without_a_valid_chunk_take_part(folder: Path) -> None:
         assert_same_curve(other, alone)
 
 
+def test_mass_on_uncommon_tokens_is_the_same_in_every_layout(folder: Path) -> None:
+    layouts = (ParallelConfig(), replace(TP2, data_parallel_size=2), replace(PP2, context_parallel_size=2))
+    configs = [run(folder, f"h_kl_{i}", "untied", parallel) for i, parallel in enumerate(layouts)]
+    loss = replace(configs[0].teachers[0].loss, mode="h_kl")
+    alone, *others = (curve(replace(c, teachers=(replace(c.teachers[0], loss=loss),))) for c in configs)
+    for other in others:
+        assert_same_curve(other, alone)
+    first = alone[0]
+    assert 0 < first["teacher_uncommon_mass"] < 0.01 < first["student_uncommon_mass"] < 1, (
+        "bytes lack no student's byte"
+    )
+    assert "student_uncommon_mass" not in toy.metrics(run(folder, "untied_alone", "untied"))[0]
+
+
 def test_the_ratio_of_a_micro_batch_is_over_all_its_cp_ranks(folder: Path) -> None:
     configs = [
         replace(run(folder, f"micro_batch_{i}", "untied", parallel, replace(TRAIN, steps=3)), balance=MICRO_BATCH)

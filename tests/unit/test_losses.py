@@ -448,3 +448,25 @@ def test_metrics_of_one_chunk_are_the_numbers_computed_by_hand() -> None:
         assert hybrid["top_1_agreement"].total.item() == agrees
         # Without a partner in GOLD's common set the numeral never agrees.
         assert losses.gold(student, teacher, batch, NUMERAL, LossConfig()).metrics["top_1_agreement"].total == 0
+
+
+def test_mass_on_uncommon_tokens_of_two_chunks_by_hand() -> None:
+    """Token 0 is the only exact pair; H-KL has the numeral and its first digit in common as well."""
+    student, teacher = logits_of([0.4, 0.6]), logits_of([0.3, 0.1, 0.5, 0.1])
+    batch, config = one_chunk(1, 1, [1], [2]), LossConfig()
+    both = ("student_uncommon_mass", "teacher_uncommon_mass")
+    for loss, expected in (
+        (losses.gold, (0.6, 0.7)),
+        (losses.hybrid_kl, (0.0, 0.2)),
+        (losses.strict_top_k, (0.6, 0.7)),
+    ):
+        metrics = loss(student, teacher, batch, NUMERAL, config).metrics
+        assert [metrics[name].total.item() for name in both] == pytest.approx(expected, rel=1e-12)
+        assert [metrics[name].count.item() for name in both] == [1, 1]
+    for loss in (losses.uld, losses.projected_kl):
+        assert not set(both) & set(loss(student, teacher, batch, NUMERAL, config).metrics)
+    # Over two rows the student's mean is a distribution, the teacher's mean of logs sums to less.
+    student, teacher = logits_of([0.4, 0.6], [0.8, 0.2]), logits_of([0.3, 0.1, 0.5, 0.1], [0.7, 0.1, 0.1, 0.1])
+    metrics = losses.gold(student, teacher, one_chunk(2, 2, [1, 0], [2, 0]), NUMERAL, config).metrics
+    expected = (0.4, 0.1 + math.sqrt(0.05) + 0.1)
+    assert [metrics[name].total.item() for name in both] == pytest.approx(expected, rel=1e-12)

@@ -40,12 +40,15 @@ def write_run(path: Path, *, kd: bool = True, evaluation: dict[str, float] | Non
         for step in range(1, steps + 1):
             record = {"step": step, "loss": 4 / step, "ce": 2 / step, "lr": 1e-3, "grad_norm": 1.0, "chunks": 10}
             record |= {"tokens": 100, "tokens_per_second": 1000.0, "seconds": 0.1}
-            file.write(
-                json.dumps(record | ({"kd": 1 / step, "ratio": 2.0, "top_1_agreement": 0.5} if kd else {})) + "\n"
-            )
+            file.write(json.dumps(record | (of_a_teacher(step) if kd else {})) + "\n")
     if evaluation:
         (path / "evaluation.json").write_text(json.dumps(evaluation))
     return path
+
+
+def of_a_teacher(step: int) -> dict[str, float]:
+    masses = {"student_uncommon_mass": 0.1 / step, "teacher_uncommon_mass": 0.1}
+    return {"kd": 1 / step, "ratio": 2.0, "top_1_agreement": 0.5, **masses}
 
 
 def rank_file(path: Path, extra: list[bytes]) -> str:
@@ -94,7 +97,8 @@ def test_a_full_page_is_well_formed_and_loads_nothing(tmp_path: Path, pair_file:
     assert Balance(html).loads == []
     assert "url(" not in html
     assert "@import" not in html
-    assert html.count("<svg") == 6
+    assert html.count("<svg") == 7
+    assert "distilled: teacher" in html, "the masses on uncommon tokens are drawn for both sides"
     assert "−8.0 %, better" in html
 
 
