@@ -53,6 +53,10 @@ LAYOUTS = {
     "tied_tp2": ("tied", TP2),
     "tied_pp2": ("tied", PP2),
     "tied_pp2_interleaved": ("tied", replace(PP2, virtual_pipeline_model_parallel_size=2)),
+    "tied_tp2_pp2_interleaved_sequence_parallel": (
+        "tied",
+        replace(TP2, pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2, sequence_parallel=True),
+    ),
     "tied_cp2_distributed_optimizer": ("tied", replace(CP2, use_distributed_optimizer=True)),
     "tied_tp2_pp2": ("tied", replace(TP2, pipeline_model_parallel_size=2, use_distributed_optimizer=True)),
 }

@@ -116,6 +116,23 @@ def test_w_goes_on_in_another_layout_and_back(folder: Path, parallel: ParallelCo
     assert learnt(config).weights == pytest.approx(learnt(alone).weights, abs=2e-5)
 
 
+CHOSEN_COLUMNS = LossConfig(teacher_top_k=20, merge="first", temperature=2.0)
+
+
+@pytest.mark.parametrize(("loss", "bf16", "tolerance"), [(CHOSEN_COLUMNS, False, 1e-5), (LossConfig(), True, 1e-2)])
+def test_w_is_learnt_on_chosen_columns_and_by_a_bf16_student(
+    folder: Path, loss: LossConfig, bf16: bool, tolerance: float
+) -> None:
+    configs = [run(folder, f"bf16_{bf16}_{i}", parallel) for i, parallel in enumerate((ParallelConfig(), TP2))]
+    for config in configs:
+        teacher = replace(config.teachers[0], loss=loss)
+        curve(replace(config, teachers=(teacher,), train=replace(config.train, bf16=bf16)))
+    alone, two = (toy.metrics(config) for config in configs)
+    assert [line["kd"] for line in two] == pytest.approx([line["kd"] for line in alone], rel=tolerance)
+    before, after = ProjectionMatrix.load(folder / "projection.safetensors"), learnt(configs[1])
+    assert np.abs(after.weights - before.weights).max() > 0.01
+
+
 def first_step(config: RunConfig) -> tuple[Any, float]:
     """Adam's first moment of W's parameters after one step, and the norm of the student's gradient."""
     training = set_up(config, layouts.start(config.parallel, "cpu", config.train.seed))
