@@ -16,6 +16,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,6 +91,10 @@ class ChunkRows:
         """The same chunks with another mask [c]."""
         return replace(self, mask=mask)
 
+    def to(self, device: torch.device | str) -> ChunkRows:
+        """The same chunks on another device."""
+        return ChunkRows(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
     def valid(self) -> ChunkRows:
         """Only the chunks that count, all with mask True."""
         return ChunkRows(**{f.name: getattr(self, f.name)[self.mask] for f in fields(self)})
@@ -104,6 +109,7 @@ class DistillBatch:
     student_loss_mask                      [b, s] float32, weight of the row in cross-entropy (0 or 1)
     teacher_tokens, teacher_position_ids, teacher_labels   [b, t] int64
     chunks                                 in rows of the flattened [b*s] and [b*t]
+    further                                with several teachers: the same student sequences with each of the others
     A batch without a teacher has t = 0 and no chunks.
     """
 
@@ -115,12 +121,24 @@ class DistillBatch:
     teacher_position_ids: Tensor
     teacher_labels: Tensor
     chunks: ChunkRows
+    further: tuple[DistillBatch, ...] = ()
+
+    @property
+    def pairs(self) -> tuple[DistillBatch, ...]:
+        """The student with each teacher, in their order; all have the same student tensors."""
+        return (replace(self, further=()), *self.further)
 
     def to(self, device: torch.device | str) -> DistillBatch:
         """The same batch on another device."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "chunks"}
-        chunks = ChunkRows(**{f.name: getattr(self.chunks, f.name).to(device) for f in fields(self.chunks)})
-        return DistillBatch(**moved, chunks=chunks)
+        student = self._side_on(device, "student")
+        first, *further = (
+            DistillBatch(**student, **pair._side_on(device, "teacher"), chunks=pair.chunks.to(device))
+            for pair in self.pairs
+        )
+        return replace(first, further=tuple(further))
+
+    def _side_on(self, device: torch.device | str, side: str) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name.startswith(side)}
 
 
 @dataclass(frozen=True)

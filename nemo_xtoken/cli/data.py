@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -44,7 +45,12 @@ def prepare(
     student: StudentSpec,
     out: Annotated[Path, typer.Option(help="The directory to write.")],
     teacher: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="The teacher's tokenizer; none: cross-entropy only.")
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]SPEC",
+            help="A teacher's tokenizer, once for each teacher; none: cross-entropy only. Default names: "
+            "teacher, teacher-2, and so on.",
+        ),
     ] = None,
     text_key: Annotated[str, typer.Option(help="The key or column of the text.")] = "text",
     prompt_key: Annotated[
@@ -59,16 +65,20 @@ def prepare(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one per core.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what was prepared in OUT before.")] = False,
 ) -> None:
-    """Tokenize text on both sides, align it and write it to disk. Interrupted, the same command goes on."""
+    """Tokenize text on all sides, align it and write it to disk. Interrupted, the same command goes on."""
     from nemo_xtoken import data, tokenizers
+    from nemo_xtoken.data.teacher_names import named_values
 
+    specs = named_values(teacher or [], "teacher")
     with working("loading the tokenizers"):
-        sides = tokenizers.load(student), None if teacher is None else tokenizers.load(teacher)
+        teachers = {name: tokenizers.load(spec) for name, spec in specs.items()}
+        loaded = tokenizers.load(student)
     with byte_progress("preparing") as on_progress:
         manifest = data.prepare(
             inputs,
             out,
-            *sides,
+            loaded,
+            teachers,
             text_key=completion_key or text_key,
             prompt_key=prompt_key,
             on_error=on_error.value,
@@ -87,7 +97,13 @@ def inspect(
     student_length: Annotated[
         int | None, typer.Option(min=2, help="Pack into student sequences of this many tokens.")
     ] = None,
-    teacher_length: Annotated[int | None, typer.Option(min=2, help="The teacher's; by default the same.")] = None,
+    teacher_length: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]LENGTH",
+            help="The teachers'; by default the same. One for all, or once for each teacher by its name.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show what prepared data holds, and how well it fills sequences."""
@@ -95,8 +111,7 @@ def inspect(
 
     from nemo_xtoken import data
 
-    student = student_length or teacher_length
-    lengths = None if student is None else (student, teacher_length or student)
+    lengths = sequence_lengths(student_length, teacher_length or [])
     with working("reading the data"):
         statistics = data.inspect(directory, lengths)
     if json:
@@ -106,14 +121,27 @@ def inspect(
     stdout.print(statistics_table(statistics))
 
 
+def sequence_lengths(
+    student_length: int | None, teacher_lengths: Sequence[str]
+) -> tuple[int, int | dict[str, int]] | None:
+    """The student's and the teachers' sequence lengths, each in the place of the other where that is not given."""
+    from nemo_xtoken.data.teacher_names import whole_numbers
+
+    teachers = whole_numbers(teacher_lengths)
+    longest = teachers if isinstance(teachers, int) else max(teachers.values(), default=0)
+    student = student_length or longest
+    return (student, teachers or student) if student else None
+
+
 def summary(out: Path, manifest: Manifest) -> str:
     """What the directory holds, in one line."""
     line = (
         f"{out}: {manifest.documents:,} documents, {manifest.bytes:,} bytes, {manifest.student.tokens:,} student tokens"
     )
-    if manifest.teacher is not None:
-        line += f", {manifest.teacher.tokens:,} teacher tokens, {manifest.chunks:,} chunks"
-        line += f" ({100 * manifest.one_to_one_share:.1f} % one to one, {100 * manifest.inexact_share:.1f} % inexact)"
+    for teacher in manifest.teachers:
+        name = "teacher" if len(manifest.teachers) == 1 else teacher.name
+        line += f", {teacher.tokens:,} {name} tokens, {teacher.chunks:,} chunks"
+        line += f" ({100 * teacher.one_to_one_share:.1f} % one to one, {100 * teacher.inexact_share:.1f} % inexact)"
     if manifest.empty_documents:
         line += f"; {manifest.empty_documents:,} empty documents left out"
     if manifest.skipped_documents:
@@ -122,20 +150,21 @@ def summary(out: Path, manifest: Manifest) -> str:
 
 
 def statistics_table(statistics: Statistics) -> Table:
-    """Lengths of the documents and fill, a column a side."""
+    """Lengths of the documents and fill, a column for each side."""
     from rich.table import Table
 
-    sides = [statistics.student, *([] if statistics.teacher is None else [statistics.teacher])]
-    table = Table("tokens", *("student", "teacher")[: len(sides)])
+    sides = [statistics.student, *statistics.teachers]
+    names = statistics.manifest.teacher_names
+    table = Table("tokens", "student", *(names if len(names) > 1 else ["teacher"] * len(names)))
     for name in ("total", "mean", "median", "percentile_95", "longest"):
         table.add_row(name.replace("_", " "), *(f"{getattr(side, name):,.0f}" for side in sides))
     table.add_row("learnt", f"{100 * statistics.learnt_share:.1f} %")
     fill = statistics.fill
     if fill is not None:
-        lengths, shares = (fill.student_sequence_length, fill.teacher_sequence_length), (fill.student, fill.teacher)
+        lengths, shares = (fill.student_sequence_length, *fill.teacher_sequence_lengths), (fill.student, *fill.teachers)
         table.add_section()
-        table.add_row("sequence length", *(f"{length:,}" for length in lengths[: len(sides)]))
-        table.add_row("fill", *(f"{100 * share:.2f} %" for share in shares[: len(sides)]))
+        table.add_row("sequence length", *(f"{length:,}" for length in lengths))
+        table.add_row("fill", *(f"{100 * share:.2f} %" for share in shares))
         table.add_row("sequences", f"{fill.samples:,}")
         table.add_row("documents split", f"{fill.split_documents:,}")
         table.add_row("chunks dropped", f"{fill.dropped_chunks:,}")

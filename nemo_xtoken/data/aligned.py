@@ -1,4 +1,4 @@
-"""A document as it is stored: the tokens of both sides, with their specials, and the chunks between them."""
+"""A document as it is stored: the tokens of all sides, with their specials, and the chunks between them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_xtoken.alignment import align
-from nemo_xtoken.data.layout import CHUNK_COLUMNS
 from nemo_xtoken.data.reading import BadDocument, SourceDocument
 from nemo_xtoken.errors import AlignmentError, XTokenError
 from nemo_xtoken.tokenizers.protocol import Tokenizer, role_id
 from nemo_xtoken.types import Chunks, Encoding, role_code
 
 
+class AlignedTeacher(NamedTuple):
+    """A teacher's ids [m], and its chunks with the student [c, 5] int32 as in `layout`."""
+
+    ids: NDArray[np.int32]
+    chunks: NDArray[np.int32]
+
+
 @dataclass(frozen=True)
 class AlignedDocument:
-    """Ids of both sides ([0] without a teacher), chunks [c, 5] int32 as in `layout`, and what is learnt of it.
+    """The student's ids, those of every teacher with the chunks, and what is learnt of the document.
 
     num_bytes   UTF-8 bytes of the whole text
     loss_start  the first student token that begins in what is learnt
@@ -27,8 +33,7 @@ class AlignedDocument:
     """
 
     student: NDArray[np.int32]
-    teacher: NDArray[np.int32]
-    chunks: NDArray[np.int32]
+    teachers: tuple[AlignedTeacher, ...]
     num_bytes: int
     loss_start: int
     loss_bytes: int
@@ -47,29 +52,35 @@ class Edges(NamedTuple):
 
 
 def align_documents(
-    documents: Sequence[SourceDocument], student: Tokenizer, teacher: Tokenizer | None
+    documents: Sequence[SourceDocument], student: Tokenizer, teachers: Sequence[Tokenizer]
 ) -> Iterator[AlignedDocument | BadDocument | None]:
-    """Each document as [bos] prompt and text [eos] on each side, aligned; None for one without a token on either side.
+    """Each document as [bos] prompt and text [eos] on every side, aligned; None for one without a token on some side.
 
-    A document that a tokenizer refuses, or whose two encodings do not describe the same text, is a BadDocument.
+    A teacher with the student's tokenizer has the student's tokens, each a chunk of its own.
+    A document that a tokenizer refuses, or whose encodings do not describe the same text, is a BadDocument.
     """
     contents = [document.prompt + document.text for document in documents]
     try:
         students = _student_encodings(documents, contents, student)
-        teachers = [None] * len(contents) if teacher is None else teacher.encode_batch(contents)
+        others = [students if is_same(teacher, student) else teacher.encode_batch(contents) for teacher in teachers]
     except XTokenError as error:
         if len(documents) > 1:
             for document in documents:
-                yield from align_documents([document], student, teacher)
+                yield from align_documents([document], student, teachers)
         else:
             yield BadDocument(f"{documents[0].place}: {error}")
         return
-    edges = Edges.of(student), None if teacher is None else Edges.of(teacher)
-    for document, content, ours, theirs in zip(documents, contents, students, teachers, strict=True):
+    edges = Edges.of(student), [Edges.of(teacher) for teacher in teachers]
+    for i, (document, content) in enumerate(zip(documents, contents, strict=True)):
         try:
-            yield _aligned(document, len(content.encode()), ours, theirs, *edges)
+            yield _aligned(document, len(content.encode()), students[i], [other[i] for other in others], *edges)
         except AlignmentError as error:
             yield BadDocument(f"{document.place}: {error}")
+
+
+def is_same(teacher: Tokenizer, student: Tokenizer) -> bool:
+    """Whether a teacher has the student's tokenizer."""
+    return teacher.fingerprint == student.fingerprint
 
 
 def _student_encodings(
@@ -85,21 +96,24 @@ def _aligned(
     document: SourceDocument,
     num_bytes: int,
     student_text: Encoding,
-    teacher_text: Encoding | None,
+    teacher_texts: Sequence[Encoding],
     student_edges: Edges,
-    teacher_edges: Edges | None,
+    teacher_edges: Sequence[Edges],
 ) -> AlignedDocument | None:
-    if not len(student_text) or (teacher_text is not None and not len(teacher_text)):
+    if not all(map(len, (student_text, *teacher_texts))):
         return None
     student = with_edges(student_text, student_edges, num_bytes)
     border = len(document.prompt.encode())
     loss_start = int(np.searchsorted(student.starts, border)) if border else 0
     loss_bytes = num_bytes - (int(student.starts[loss_start]) if loss_start < len(student) else num_bytes)
-    teacher_ids, chunks = np.empty(0, np.int32), np.empty((0, CHUNK_COLUMNS), np.int32)
-    if teacher_text is not None and teacher_edges is not None:
-        teacher = with_edges(teacher_text, teacher_edges, num_bytes)
-        teacher_ids, chunks = teacher.ids, chunk_table(align(student, teacher))
-    return AlignedDocument(student.ids, teacher_ids, chunks, num_bytes, loss_start, loss_bytes)
+    teachers: list[AlignedTeacher] = []
+    for text, edges in zip(teacher_texts, teacher_edges, strict=True):
+        if text is student_text:
+            teachers.append(AlignedTeacher(student.ids, one_to_one_table(len(student))))
+            continue
+        teacher = with_edges(text, edges, num_bytes)
+        teachers.append(AlignedTeacher(teacher.ids, chunk_table(align(student, teacher))))
+    return AlignedDocument(student.ids, tuple(teachers), num_bytes, loss_start, loss_bytes)
 
 
 def with_edges(text: Encoding, edges: Edges, num_bytes: int) -> Encoding:
@@ -123,3 +137,9 @@ def chunk_table(chunks: Chunks) -> NDArray[np.int32]:
     """Chunks as they are stored, [c, 5] int32."""
     columns = (chunks.student_start, chunks.student_end, chunks.teacher_start, chunks.teacher_end, chunks.exact)
     return np.stack(columns, axis=1).astype(np.int32)
+
+
+def one_to_one_table(length: int) -> NDArray[np.int32]:
+    """The chunks of `length` tokens with themselves, [length, 5] int32."""
+    starts = np.arange(length, dtype=np.int32)
+    return np.stack([starts, starts + 1, starts, starts + 1, np.ones_like(starts)], axis=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -72,14 +72,15 @@ class EvaluationBatch(NamedTuple):
 def sequential_batches(
     prepared: PreparedData,
     student_sequence_length: int,
-    teacher_sequence_length: int,
+    teacher_sequence_length: int | Sequence[int],
     micro_batch_size: int,
     exact_chunks_only: bool = True,
+    teachers: Sequence[int] | None = None,
 ) -> Iterator[EvaluationBatch]:
-    """Every document once, in order, packed; the last batch may be smaller."""
-    builder = sample_builder(prepared, student_sequence_length, teacher_sequence_length, exact_chunks_only)
+    """Every document once, in order, packed; the last batch may be smaller. Arguments as of `PackedDataset`."""
+    builder = sample_builder(prepared, student_sequence_length, teacher_sequence_length, exact_chunks_only, teachers)
     pieces = builder.pieces
-    packing = pack_in_order(pieces, builder.student_sequence_length, builder.teacher_sequence_length)
+    packing = pack_in_order(pieces, builder.student_sequence_length, builder.teacher_sequence_lengths)
     ending_bytes = np.where(pieces.ends_document, prepared.loss_bytes[pieces.document], 0)
     for first in range(0, len(packing), micro_batch_size):
         samples = [packing[i] for i in range(first, min(first + micro_batch_size, len(packing)))]

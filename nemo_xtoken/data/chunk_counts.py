@@ -51,10 +51,11 @@ class ChunkCounts:
 
     @classmethod
     def of(cls, document: AlignedDocument) -> ChunkCounts:
-        """Of one document."""
-        table = document.chunks.astype(np.int64)
-        student, teacher, exact = table[:, 1] - table[:, 0], table[:, 3] - table[:, 2], table[:, 4] != 0
-        single_student, single_teacher = student == 1, teacher == 1
+        """Of one document and its one teacher."""
+        (teacher,) = document.teachers
+        table = teacher.chunks.astype(np.int64)
+        student, in_teacher, exact = table[:, 1] - table[:, 0], table[:, 3] - table[:, 2], table[:, 4] != 0
+        single_student, single_teacher = student == 1, in_teacher == 1
         seen = exact & (table[:, 0] > 0) & (table[:, 2] > 0)
 
         def count(kind: NDArray[np.bool_]) -> int:
@@ -63,7 +64,7 @@ class ChunkCounts:
         return cls(
             documents=1,
             student_tokens=len(document.student),
-            teacher_tokens=len(document.teacher),
+            teacher_tokens=len(teacher.ids),
             chunks=len(table),
             one_to_one=count(single_student & single_teacher),
             one_to_many=count(single_student & ~single_teacher),
@@ -71,10 +72,10 @@ class ChunkCounts:
             many_to_many=count(~single_student & ~single_teacher),
             inexact=len(table) - int(exact.sum()),
             student_gaps=len(document.student) - int(student.sum()),
-            teacher_gaps=len(document.teacher) - int(teacher.sum()),
+            teacher_gaps=len(teacher.ids) - int(in_teacher.sum()),
             seen=int(seen.sum()),
             student_seen_tokens=int(student[seen].sum()),
-            teacher_seen_tokens=int(teacher[seen].sum()),
+            teacher_seen_tokens=int(in_teacher[seen].sum()),
         )
 
 
@@ -84,7 +85,7 @@ def count_chunks(
     """Align the documents of the sources, as `prepare` does, and count. Raises DataError for bad or empty input."""
     counts = ChunkCounts()
     for batch in _batches(sources, student, text_key):
-        for document in align_documents(batch, student, teacher):
+        for document in align_documents(batch, student, [teacher]):
             if isinstance(document, BadDocument):
                 raise DataError(document.reason)
             if document is not None:

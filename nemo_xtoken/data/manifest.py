@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from nemo_xtoken.data.layout import MANIFEST
+from nemo_xtoken.data.teacher_names import DEFAULT_NAME
 from nemo_xtoken.errors import DataError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+
+ONE_TEACHER_VERSION = 2
+"""The schema of data with at most one teacher, which has no name; it is read as well."""
 
 MOST_EXAMPLES = 10
 """Reasons for skipped documents that a manifest keeps."""
 
 
-COUNTS = (
-    "documents",
-    "empty_documents",
-    "skipped_documents",
-    "bytes",
-    "chunks",
-    "one_to_one_chunks",
-    "inexact_chunks",
-)
+COUNTS = ("documents", "empty_documents", "skipped_documents", "bytes")
+TEACHER_COUNTS = ("tokens", "chunks", "one_to_one_chunks", "inexact_chunks")
 """What parts of prepared data add up to."""
 
 
@@ -47,6 +44,34 @@ class Side:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherSide(Side):
+    """A teacher's side, by a name of its own, and its chunks with the student.
+
+    shares_student_tokens  the teacher has the student's tokenizer: its tokens are the student's, and not stored again
+    chunks                 all, those with one token on both sides, and those whose spans are uncertain
+    """
+
+    name: str = DEFAULT_NAME
+    shares_student_tokens: bool = False
+    chunks: int = 0
+    one_to_one_chunks: int = 0
+    inexact_chunks: int = 0
+
+    @property
+    def one_to_one_share(self) -> float:
+        """Share of chunks with one token on both sides."""
+        return self.one_to_one_chunks / max(self.chunks, 1)
+
+    @property
+    def inexact_share(self) -> float:
+        """Share of chunks whose spans are uncertain."""
+        return self.inexact_chunks / max(self.chunks, 1)
+
+
+AnySide = TypeVar("AnySide", bound=Side)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SourceFile:
     """A file that documents were read from."""
 
@@ -59,17 +84,17 @@ class SourceFile:
 class Manifest:
     """The contents of prepared data.
 
+    teachers            in the order of their files; none: student tokens only
     text_key            the key or column of what is learnt
     prompt_key          that of what comes before it and is not learnt; None: all text is learnt
     documents           documents kept; `empty_documents` more had no text and were left out
     skipped_documents   documents and files that could not be used, with the first reasons in `skipped_examples`
     bytes               UTF-8 bytes of the documents
-    chunks              all, those with one token on both sides, and those whose spans are uncertain
     reused              whether `prepare` found the data already there; not stored
     """
 
     student: Side
-    teacher: Side | None
+    teachers: tuple[TeacherSide, ...]
     text_key: str
     prompt_key: str | None = None
     sources: tuple[SourceFile, ...]
@@ -78,21 +103,20 @@ class Manifest:
     skipped_documents: int = 0
     skipped_examples: tuple[str, ...] = ()
     bytes: int = 0
-    chunks: int = 0
-    one_to_one_chunks: int = 0
-    inexact_chunks: int = 0
     schema_version: int = SCHEMA_VERSION
     reused: bool = field(default=False, compare=False)
 
     @property
-    def one_to_one_share(self) -> float:
-        """Share of chunks with one token on both sides."""
-        return self.one_to_one_chunks / max(self.chunks, 1)
+    def teacher(self) -> TeacherSide | None:
+        """The teacher of data with at most one. Raises DataError where there are several."""
+        if len(self.teachers) > 1:
+            raise DataError(f"expected data of one teacher, got several: {', '.join(self.teacher_names)}")
+        return self.teachers[0] if self.teachers else None
 
     @property
-    def inexact_share(self) -> float:
-        """Share of chunks whose spans are uncertain."""
-        return self.inexact_chunks / max(self.chunks, 1)
+    def teacher_names(self) -> tuple[str, ...]:
+        """The names of all teachers, in their order."""
+        return tuple(teacher.name for teacher in self.teachers)
 
     def same_inputs(self, other: Manifest) -> bool:
         """Whether both come from the same text, in the same order, and the same tokenizers, whatever their paths."""
@@ -100,21 +124,24 @@ class Manifest:
 
     @property
     def inputs(self) -> str:
-        """What decides the prepared tokens, as JSON. A fingerprint covers the special tokens as well."""
-        sides = (self.student, self.teacher)
-        fingerprints = [None if side is None else (side.fingerprint, side.vocab_size) for side in sides]
+        """What decides the prepared tokens, as JSON. A fingerprint covers the special tokens as well.
+
+        The name of a single teacher decides nothing; several are told apart by theirs.
+        """
+        teachers = [(teacher.fingerprint, teacher.vocab_size) for teacher in self.teachers]
+        several = [(teacher.name, teacher.fingerprint, teacher.vocab_size) for teacher in self.teachers]
+        sides = [(self.student.fingerprint, self.student.vocab_size)]
+        sides += (teachers or [None]) if len(teachers) < 2 else several
         hashes = [(source.bytes, source.sha256) for source in self.sources]
-        return json.dumps([SCHEMA_VERSION, fingerprints, self.text_key, self.prompt_key, hashes])
+        return json.dumps([ONE_TEACHER_VERSION, sides, self.text_key, self.prompt_key, hashes])
 
     def plus(self, other: Manifest) -> Manifest:
         """With the counts of another part of the same data added."""
-        teacher = None
-        if self.teacher is not None and other.teacher is not None:
-            teacher = replace(self.teacher, tokens=self.teacher.tokens + other.teacher.tokens)
+        teachers = zip(self.teachers, other.teachers, strict=True)
         return replace(
             self,
-            student=replace(self.student, tokens=self.student.tokens + other.student.tokens),
-            teacher=teacher,
+            student=_added(self.student, other.student, ("tokens",)),
+            teachers=tuple(_added(ours, theirs, TEACHER_COUNTS) for ours, theirs in teachers),
             skipped_examples=(*self.skipped_examples, *other.skipped_examples)[:MOST_EXAMPLES],
             **{name: getattr(self, name) + getattr(other, name) for name in COUNTS},
         )
@@ -138,24 +165,45 @@ class Manifest:
         except (OSError, ValueError) as error:
             raise DataError(f"cannot read {path}: {error}; prepare the data again") from error
         found = cast("dict[str, Any]", content).get("schema_version") if isinstance(content, dict) else None
-        if found != SCHEMA_VERSION:
-            raise DataError(f"{path} has schema version {found}, expected {SCHEMA_VERSION}; prepare the data again")
+        if found not in (SCHEMA_VERSION, ONE_TEACHER_VERSION):
+            raise DataError(
+                f"{path} has schema version {found}, expected {ONE_TEACHER_VERSION} or {SCHEMA_VERSION}; "
+                "prepare the data again"
+            )
         return _parse(cast("dict[str, Any]", content), path)
 
 
+def _added(ours: AnySide, theirs: AnySide, names: Sequence[str]) -> AnySide:
+    return replace(ours, **{name: getattr(ours, name) + getattr(theirs, name) for name in names})
+
+
 def _parse(content: Mapping[str, Any], path: Path) -> Manifest:
+    try:
+        if content["schema_version"] == ONE_TEACHER_VERSION:
+            content = _with_named_teacher(content)
+        _check_keys(content, path)
+        nested: dict[str, Any] = {
+            "student": Side(**content["student"]),
+            "teachers": tuple(TeacherSide(**teacher) for teacher in content["teachers"]),
+            "sources": tuple(SourceFile(**source) for source in content["sources"]),
+            "skipped_examples": tuple(content["skipped_examples"]),
+        }
+    except (TypeError, KeyError) as error:
+        raise DataError(f"{path} is damaged ({error}); prepare the data again") from error
+    return Manifest(**{**content, **nested})
+
+
+def _with_named_teacher(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A manifest of ONE_TEACHER_VERSION as one of SCHEMA_VERSION: there the chunks were those of the one teacher."""
+    rest = dict(content)
+    teacher, *counts = (rest.pop(name) for name in ("teacher", *TEACHER_COUNTS[1:]))
+    teachers = [] if teacher is None else [{**teacher, **dict(zip(TEACHER_COUNTS[1:], counts, strict=True))}]
+    return {**rest, "teachers": teachers, "schema_version": SCHEMA_VERSION}
+
+
+def _check_keys(content: Mapping[str, Any], path: Path) -> None:
     expected = {f.name for f in fields(Manifest)} - {"reused"}
     if set(content) != expected:
         raise DataError(
             f"{path} should hold {', '.join(sorted(expected))}, got {', '.join(sorted(content))}; prepare again"
         )
-    try:
-        nested: dict[str, Any] = {
-            "student": Side(**content["student"]),
-            "teacher": None if content["teacher"] is None else Side(**content["teacher"]),
-            "sources": tuple(SourceFile(**source) for source in content["sources"]),
-            "skipped_examples": tuple(content["skipped_examples"]),
-        }
-    except TypeError as error:
-        raise DataError(f"{path} is damaged ({error}); prepare the data again") from error
-    return Manifest(**{**content, **nested})

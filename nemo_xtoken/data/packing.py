@@ -1,7 +1,8 @@
-"""Which pieces share a sample: both of its sequences have to hold all of its pieces."""
+"""Which pieces share a sample: the sequences of all sides have to hold all of its pieces."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,45 +35,55 @@ class Packing:
         return self.order[self.offsets[i] : self.offsets[i + 1]]
 
 
-def pack(pieces: Pieces, student_sequence_length: int, teacher_sequence_length: int, seed: int, epoch: int) -> Packing:
-    """Every piece once, in samples of at most the two lengths; the same for the same seed and epoch, on every machine.
+def pack(
+    pieces: Pieces, student_sequence_length: int, teacher_sequence_lengths: Sequence[int], seed: int, epoch: int
+) -> Packing:
+    """Every piece once, in samples of at most these lengths; the same for the same seed and epoch, on every machine.
 
     Pieces are shuffled, then packed in windows: longest first, each into the open sample it fills best. Samples are
     shuffled again, since the packing sorts them; within a sample the order is the shuffled one.
     """
     order = _shuffled(len(pieces), seed, epoch, stream=0)
+    sizes = _sizes(pieces)
     sample_of = np.empty(len(pieces), np.int64)
-    samples = _OpenSamples(student_sequence_length, teacher_sequence_length)
+    samples = _OpenSamples(student_sequence_length, teacher_sequence_lengths)
     for at in range(0, len(order), WINDOW):
         window = order[at : at + WINDOW]
-        sample_of[at : at + WINDOW] = samples.place(pieces.student_lengths[window], pieces.teacher_lengths[window])
+        sample_of[at : at + WINDOW] = samples.place(sizes[:, window])
     new_place = np.empty(samples.count, np.int64)
     new_place[_shuffled(samples.count, seed, epoch, stream=1)] = np.arange(samples.count)
     return _grouped(order, new_place[sample_of], samples.count)
 
 
-def pack_in_order(pieces: Pieces, student_sequence_length: int, teacher_sequence_length: int) -> Packing:
+def pack_in_order(pieces: Pieces, student_sequence_length: int, teacher_sequence_lengths: Sequence[int]) -> Packing:
     """Every piece once, in document order; a sample ends where the next piece does not fit."""
     sample_of: list[int] = []
     sample = 0
-    student_room, teacher_room = student_sequence_length, teacher_sequence_length
-    for student, teacher in zip(pieces.student_lengths.tolist(), pieces.teacher_lengths.tolist(), strict=True):
-        if student > student_room or teacher > teacher_room:
+    lengths = [student_sequence_length, *teacher_sequence_lengths]
+    room = lengths
+    for sizes in _sizes(pieces).T.tolist():
+        left = [there - size for there, size in zip(room, sizes, strict=True)]
+        if min(left) < 0:
             sample += 1
-            student_room, teacher_room = student_sequence_length, teacher_sequence_length
-        student_room -= student
-        teacher_room -= teacher
+            left = [there - size for there, size in zip(lengths, sizes, strict=True)]
+        room = left
         sample_of.append(sample)
     return _grouped(np.arange(len(pieces)), np.array(sample_of, np.int64), sample + 1)
 
 
 def fill(
-    packing: Packing, pieces: Pieces, student_sequence_length: int, teacher_sequence_length: int
-) -> tuple[float, float]:
-    """Shares of the student's and the teacher's sequences that hold tokens; the teacher's is 0 without one."""
-    student, teacher = int(pieces.student_lengths.sum()), int(pieces.teacher_lengths.sum())
-    samples = len(packing)
-    return student / (samples * student_sequence_length), teacher / (samples * max(teacher_sequence_length, 1))
+    packing: Packing, pieces: Pieces, student_sequence_length: int, teacher_sequence_lengths: Sequence[int]
+) -> tuple[float, tuple[float, ...]]:
+    """Share of the student's sequences that holds tokens, and those of each teacher's."""
+    lengths = [student_sequence_length, *teacher_sequence_lengths]
+    tokens = _sizes(pieces).sum(1).tolist()
+    student, *teachers = (held / (len(packing) * length) for held, length in zip(tokens, lengths, strict=True))
+    return student, tuple(teachers)
+
+
+def _sizes(pieces: Pieces) -> NDArray[np.int64]:
+    """Tokens of every piece on every side, the student's first: [1 + teachers, p]."""
+    return np.concatenate([pieces.student_lengths[None], pieces.teacher_lengths])
 
 
 def _shuffled(count: int, seed: int, epoch: int, stream: int) -> NDArray[np.int64]:
@@ -87,29 +98,26 @@ def _grouped(order: NDArray[np.int64], sample_of: NDArray[np.int64], count: int)
 
 
 class _OpenSamples:
-    """Samples that still have room. Room is compared in units of both lengths at once: student x T and teacher x S."""
+    """Samples that still have room. Room is compared as a share of its sequence: float64, which tells all shares of
+    sequences of less than 2^26 tokens apart, so that the order is that of exact arithmetic on every machine."""
 
-    def __init__(self, student_sequence_length: int, teacher_sequence_length: int) -> None:
+    def __init__(self, student_sequence_length: int, teacher_sequence_lengths: Sequence[int]) -> None:
         self.count = 0
-        self._student_length = student_sequence_length
-        self._teacher_length = max(teacher_sequence_length, 1)
+        self._lengths = np.array([student_sequence_length, *teacher_sequence_lengths], np.int64)[:, None]
         self._ids = np.empty(0, np.int64)
-        self._student_room = np.empty(0, np.int64)
-        self._teacher_room = np.empty(0, np.int64)
+        self._room = np.empty((len(self._lengths), 0), np.int64)
 
-    def place(self, student: NDArray[np.int64], teacher: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The sample of each piece of a window, [w], for lengths [w]."""
-        self._open(len(student))
-        chosen = np.empty(len(student), np.int64)
-        longest_first = np.argsort(
-            -np.maximum(student * self._teacher_length, teacher * self._student_length), kind="stable"
-        )
-        used = carried = len(self._ids) - len(student)
+    def place(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The sample of each piece of a window, [w], for sizes [sides, w]."""
+        count = sizes.shape[1]
+        self._open(count)
+        chosen = np.empty(count, np.int64)
+        longest_first = np.argsort(-(sizes / self._lengths).max(0), kind="stable")
+        used = carried = len(self._ids) - count
         for i in longest_first.tolist():
-            slot = self._best(int(student[i]), int(teacher[i]), used)
+            slot = self._best(sizes[:, i : i + 1], used)
             used = max(used, slot + 1)
-            self._student_room[slot] -= student[i]
-            self._teacher_room[slot] -= teacher[i]
+            self._room[:, slot] -= sizes[:, i]
             chosen[i] = slot
         placed = self._ids[chosen]
         self.count += used - carried
@@ -119,22 +127,19 @@ class _OpenSamples:
     def _open(self, count: int) -> None:
         """Room for the worst case, a sample for each piece."""
         self._ids = np.concatenate([self._ids, self.count + np.arange(count)])
-        self._student_room = np.concatenate([self._student_room, np.full(count, self._student_length)])
-        self._teacher_room = np.concatenate([self._teacher_room, np.full(count, self._teacher_length)])
+        self._room = np.concatenate([self._room, np.repeat(self._lengths, count, axis=1)], axis=1)
 
-    def _best(self, student: int, teacher: int, used: int) -> int:
-        """The used slot that the piece leaves least room in, or the first unused one."""
-        student_left = (self._student_room[:used] - student) * self._teacher_length
-        teacher_left = (self._teacher_room[:used] - teacher) * self._student_length
-        left = np.minimum(student_left, teacher_left)
-        left[left < 0] = np.iinfo(np.int64).max
-        best = int(left.argmin()) if used else 0
-        return best if used and left[best] != np.iinfo(np.int64).max else used
+    def _best(self, size: NDArray[np.int64], used: int) -> int:
+        """The used slot that a piece of size [sides, 1] leaves least room in, or the first unused one."""
+        if not used:
+            return 0
+        left = ((self._room[:, :used] - size) / self._lengths).min(0)
+        left[left < 0] = np.inf
+        best = int(left.argmin())
+        return best if left[best] < np.inf else used
 
     def _keep_roomiest(self, used: int) -> None:
         """Close all but the samples with most room, which bounds the time of `_best`."""
-        room = np.minimum(self._student_room * self._teacher_length, self._teacher_room * self._student_length)[:used]
+        room = (self._room[:, :used] / self._lengths).min(0)
         kept = np.sort(np.argsort(-room, kind="stable")[:OPEN_SAMPLES])
-        self._ids, self._student_room, self._teacher_room = (
-            values[kept] for values in (self._ids, self._student_room, self._teacher_room)
-        )
+        self._ids, self._room = self._ids[kept], self._room[:, kept]

@@ -1,25 +1,25 @@
-"""Text to prepared data on disk: both sides' tokens and the chunks between them, document by document."""
+"""Text to prepared data on disk: the tokens of all sides and the chunks between them, document by document."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from nemo_xtoken.data.aligned import Edges
-from nemo_xtoken.data.indexed import bin_path, idx_path
-from nemo_xtoken.data.layout import CHUNKS, DOCUMENTS, MANIFEST, STUDENT, TEACHER
-from nemo_xtoken.data.manifest import MOST_EXAMPLES, Manifest, Side
+from nemo_xtoken.data.aligned import Edges, is_same
+from nemo_xtoken.data.layout import MANIFEST, is_prepared_file
+from nemo_xtoken.data.manifest import MOST_EXAMPLES, SCHEMA_VERSION, Manifest, Side, TeacherSide
 from nemo_xtoken.data.prepared import PreparedData
 from nemo_xtoken.data.shard_writer import ShardWriter, merge
 from nemo_xtoken.data.shards import Shard, cut_sources
 from nemo_xtoken.data.sources import find_sources, format_of
+from nemo_xtoken.data.teacher_names import DEFAULT_NAME, is_name
 from nemo_xtoken.data.workers import Report, run_tasks
 from nemo_xtoken.data.workspace import Workspace, clear_up_after, workspace
-from nemo_xtoken.errors import DataError
+from nemo_xtoken.errors import ConfigError, DataError
 from nemo_xtoken.tokenizers.protocol import Tokenizer
 
 Progress = Callable[[int, int], None]
@@ -32,7 +32,7 @@ def prepare(
     sources: Sequence[str | Path],
     out: str | Path,
     student: Tokenizer,
-    teacher: Tokenizer | None,
+    teacher: Tokenizer | Mapping[str, Tokenizer] | None,
     *,
     text_key: str = "text",
     prompt_key: str | None = None,
@@ -41,26 +41,29 @@ def prepare(
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> Manifest:
-    """Tokenize the documents of `sources` on both sides, align them and write them to the directory `out`.
+    """Tokenize the documents of `sources` on all sides, align them and write them to the directory `out`.
 
     A document becomes [bos] text [eos] on each side, with the specials that the tokenizer has; empty documents are
     counted and left out. With `prompt_key` the prompt stands before the text and is not learnt. Without a teacher only
-    the student side is written, and no chunks.
+    the student side is written, and no chunks. A teacher with the student's tokenizer has the student's tokens.
     `out` appears whole, by a rename; a run that was killed goes on where it was, with any number of workers, to the
     same bytes. If `out` already holds this text from these tokenizers it is kept, and the manifest says `reused`.
+    teacher      one, or several by name; the student is aligned with each
     on_error     "skip" counts documents and files that cannot be used, with the first reasons, instead of raising
     workers      processes that are forked; with 1 all is done in this one
     on_progress  called with (done, total) bytes of the source files
-    Raises DataError for bad input, and where `out` holds something else and `overwrite` is False.
+    Raises DataError for bad input, and where `out` holds something else and `overwrite` is False; ConfigError for names
+    that are none, and for two teachers with one tokenizer.
     """
     out = Path(out)
+    teachers = _by_name(teacher)
     files = find_sources([Path(source) for source in sources])
     _check_keys(files, prompt_key)
     refuse = _refuse if on_error == "stop" else _ignore
     work = cut_sources(files, refuse, workers)
     empty = Manifest(
         student=_side(student),
-        teacher=None if teacher is None else _side(teacher),
+        teachers=tuple(_teacher_side(name, tokenizer, student) for name, tokenizer in teachers.items()),
         text_key=text_key,
         prompt_key=prompt_key,
         sources=work.sources,
@@ -73,7 +76,8 @@ def prepare(
         clear_up_after(out)
         return replace(existing, reused=True)
     _check_free(out, overwrite)
-    writer = ShardWriter(replace(empty, sources=(), skipped_documents=0, skipped_examples=()), student, teacher, refuse)
+    blank = replace(empty, sources=(), skipped_documents=0, skipped_examples=())
+    writer = ShardWriter(blank, student, tuple(teachers.values()), refuse)
     try:
         with workspace(out, _key(empty, work.shards)) as place:
             _write_shards(place, work.shards, writer, on_error, workers, on_progress or _silent)
@@ -105,6 +109,23 @@ def _check_keys(files: Sequence[Path], prompt_key: str | None) -> None:
             )
 
 
+def _by_name(teacher: Tokenizer | Mapping[str, Tokenizer] | None) -> dict[str, Tokenizer]:
+    if teacher is None:
+        return {}
+    teachers = dict(teacher) if isinstance(teacher, Mapping) else {DEFAULT_NAME: teacher}
+    names: dict[str, str] = {}
+    for name, tokenizer in teachers.items():
+        if not is_name(name):
+            raise ConfigError(f"expected a teacher's name of letters, digits, '.', '_' and '-', got {name!r}")
+        first = names.setdefault(tokenizer.fingerprint, name)
+        if first != name:
+            raise ConfigError(
+                f"teachers {first!r} and {name!r} have one tokenizer; prepare it once, as {first!r}, "
+                f"and let the run's other teacher say prepared_as: {first}"
+            )
+    return teachers
+
+
 def _side(tokenizer: Tokenizer) -> Side:
     bos_id, eos_id = Edges.of(tokenizer)
     return Side(
@@ -114,6 +135,10 @@ def _side(tokenizer: Tokenizer) -> Side:
         bos_id=bos_id,
         eos_id=eos_id,
     )
+
+
+def _teacher_side(name: str, tokenizer: Tokenizer, student: Tokenizer) -> TeacherSide:
+    return TeacherSide(**vars(_side(tokenizer)), name=name, shares_student_tokens=is_same(tokenizer, student))
 
 
 def _existing(out: Path) -> Manifest | None:
@@ -130,9 +155,8 @@ def _check_free(out: Path, overwrite: bool) -> None:
         return
     if not out.is_dir():
         raise DataError(f"expected a directory to write at {out}, got a file; choose another directory")
-    ours = {path(Path(name)).name for name in (STUDENT, TEACHER, CHUNKS) for path in (bin_path, idx_path)}
     present = {path.name for path in out.iterdir()}
-    foreign = sorted(present - ours - {MANIFEST, DOCUMENTS})
+    foreign = sorted(name for name in present if not is_prepared_file(name))
     if foreign:
         raise DataError(f"{out} holds files that are not prepared data, such as {foreign[0]}; choose another directory")
     if MANIFEST in present and not overwrite:
@@ -144,7 +168,7 @@ def _check_free(out: Path, overwrite: bool) -> None:
 def _key(empty: Manifest, shards: Sequence[Shard]) -> str:
     """A name for the work: the same when every shard would be."""
     cuts = [[(part.start, part.stop, part.file_bytes) for part in shard.slices] for shard in shards]
-    return hashlib.sha256(f"{empty.inputs} {cuts}".encode()).hexdigest()
+    return hashlib.sha256(f"{SCHEMA_VERSION} {empty.inputs} {cuts}".encode()).hexdigest()
 
 
 class _ShardWork(NamedTuple):

@@ -9,29 +9,60 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemo_xtoken.data.aligned import one_to_one_table
 from nemo_xtoken.data.indexed import IndexedReader
-from nemo_xtoken.data.layout import CHUNK_COLUMNS, CHUNKS, DOCUMENT_COLUMNS, DOCUMENTS, STUDENT, TEACHER
-from nemo_xtoken.data.manifest import Manifest
+from nemo_xtoken.data.layout import CHUNK_COLUMNS, DOCUMENT_COLUMNS, DOCUMENTS, STUDENT, chunks_file, teacher_file
+from nemo_xtoken.data.manifest import Manifest, TeacherSide
 from nemo_xtoken.errors import DataError
 from nemo_xtoken.types import Chunks
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document: tokens of both sides with their bos and eos (teacher: [0] where there is none), and its chunks."""
+    """One document of the student and one teacher: tokens with their bos and eos, and the chunks between them.
+
+    Without a teacher its tokens are [0] and there is no chunk.
+    """
 
     student_tokens: NDArray[Any]
     teacher_tokens: NDArray[Any]
     chunks: Chunks
 
 
+class PreparedTeacher:
+    """A teacher's tokens of every document, and its chunks with the student, memory-mapped.
+
+    side          what the manifest says of it
+    lengths       [documents] int64 tokens
+    chunk_counts  [documents] int64 chunks
+    """
+
+    def __init__(self, side: TeacherSide, path: Path, number: int, student: IndexedReader) -> None:
+        self.side = side
+        self._tokens = student if side.shares_student_tokens else IndexedReader(path / teacher_file(number))
+        self._chunks = None if side.shares_student_tokens else IndexedReader(path / chunks_file(number))
+        self.lengths = self._tokens.lengths.astype(np.int64)
+        self.chunk_counts = (
+            self.lengths if self._chunks is None else self._chunks.lengths.astype(np.int64) // CHUNK_COLUMNS
+        )
+
+    def tokens(self, i: int) -> NDArray[Any]:
+        """Tokens of document i, [m] uint16 or int32, a view of the file."""
+        return self._tokens[i]
+
+    def chunk_table(self, i: int) -> NDArray[np.int32]:
+        """Chunks of document i, [c, 5] as in `layout.CHUNK_COLUMNS`."""
+        if self._chunks is None:
+            return one_to_one_table(int(self.lengths[i]))
+        return self._chunks[i].reshape(-1, CHUNK_COLUMNS)
+
+
 class PreparedData:
     """A directory written by `prepare`, memory-mapped. Its length is the number of documents.
 
     manifest         what it holds
+    teachers         in the order of the manifest
     student_lengths  [documents] int64 tokens
-    teacher_lengths  [documents] int64 tokens, zeros without a teacher
-    chunk_counts     [documents] int64 chunks
     document_bytes   [documents] int64 UTF-8 bytes
     loss_starts      [documents] int64, the first student token that is learnt; 0 without a prompt
     loss_bytes       [documents] int64 UTF-8 bytes of the text from that token on
@@ -41,11 +72,10 @@ class PreparedData:
         self.path = path
         self.manifest = manifest
         self._student = IndexedReader(path / STUDENT)
-        self._teacher = None if manifest.teacher is None else IndexedReader(path / TEACHER)
-        self._chunks = None if manifest.teacher is None else IndexedReader(path / CHUNKS)
+        self.teachers = tuple(
+            PreparedTeacher(side, path, number, self._student) for number, side in enumerate(manifest.teachers)
+        )
         self.student_lengths = self._student.lengths.astype(np.int64)
-        self.teacher_lengths = self._lengths(self._teacher)
-        self.chunk_counts = self._lengths(self._chunks) // CHUNK_COLUMNS
         self.document_bytes, self.loss_starts, self.loss_bytes = _load_documents(path / DOCUMENTS)
         self._check_counts()
 
@@ -64,29 +94,21 @@ class PreparedData:
         """Student tokens of document i, [n] uint16 or int32, a view of the file."""
         return self._student[i]
 
-    def teacher_tokens(self, i: int) -> NDArray[Any]:
-        """Teacher tokens of document i, [m] uint16 or int32, a view of the file; [0] without a teacher."""
-        return np.empty(0, np.int32) if self._teacher is None else self._teacher[i]
-
-    def chunk_table(self, i: int) -> NDArray[np.int32]:
-        """Chunks of document i, [c, 5] as in `layout.CHUNK_COLUMNS`; a view of the file."""
-        chunks = np.empty(0, np.int32) if self._chunks is None else self._chunks[i]
-        return chunks.reshape(-1, CHUNK_COLUMNS)
-
-    def document(self, i: int) -> Document:
-        """Document i, 0 <= i < len."""
-        table = self.chunk_table(i)
+    def document(self, i: int, teacher: int = 0) -> Document:
+        """Document i, 0 <= i < len, with the tokens and chunks of one teacher, by its number."""
+        if not self.teachers:
+            empty = np.empty(0, np.int64)
+            nothing = Chunks(empty, empty, empty, empty, np.empty(0, np.bool_))
+            return Document(self.student_tokens(i), np.empty(0, np.int32), nothing)
+        table = self.teachers[teacher].chunk_table(i)
         starts_and_ends = table[:, :4].astype(np.int64).T
         return Document(
-            self.student_tokens(i), self.teacher_tokens(i), Chunks(*starts_and_ends, exact=table[:, 4] != 0)
+            self.student_tokens(i), self.teachers[teacher].tokens(i), Chunks(*starts_and_ends, exact=table[:, 4] != 0)
         )
 
-    def _lengths(self, reader: IndexedReader | None) -> NDArray[np.int64]:
-        return np.zeros(len(self._student), np.int64) if reader is None else reader.lengths.astype(np.int64)
-
     def _check_counts(self) -> None:
-        lengths = (self.student_lengths, self.teacher_lengths, self.chunk_counts, self.document_bytes)
-        counts = {len(self), self.manifest.documents, *map(len, lengths)}
+        of_teachers = (lengths for teacher in self.teachers for lengths in (teacher.lengths, teacher.chunk_counts))
+        counts = {len(self), self.manifest.documents, *map(len, (self.document_bytes, *of_teachers))}
         if len(counts) > 1:
             raise DataError(
                 f"the files in {self.path} hold different numbers of documents {sorted(counts)}; prepare it again"

@@ -1,4 +1,4 @@
-"""One sample: a student and a teacher sequence of the same pieces of text, with labels and chunks."""
+"""One sample: sequences of the student and of each teacher of the same pieces of text, with labels and chunks."""
 
 from __future__ import annotations
 
@@ -28,50 +28,69 @@ class PackedSequence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """Both sequences, what of them is learnt, and their chunks.
+class AlignedSequence(PackedSequence):
+    """A teacher's sequence, with its chunks.
 
-    loss_mask   [s] bool, whether the student's row counts in cross-entropy: its label is there and not of a prompt
-    chunk_rows  [c, 4] int64: student_start, student_end, teacher_start, teacher_end in predictor rows of this sample
+    chunk_rows  [c, 4] int64: student_start, student_end, teacher_start, teacher_end in predictor rows of the sample
     chunk_mask  [c] bool, whether the chunk counts in the loss
     """
 
-    student: PackedSequence
-    teacher: PackedSequence
-    loss_mask: NDArray[np.bool_]
     chunk_rows: NDArray[np.int64]
     chunk_mask: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sample:
+    """The sequences, and what of them is learnt.
+
+    loss_mask  [s] bool, whether the student's row counts in cross-entropy: its label is there and not of a prompt
+    teachers   one sequence for each teacher that was asked for
+    """
+
+    student: PackedSequence
+    loss_mask: NDArray[np.bool_]
+    teachers: tuple[AlignedSequence, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleBuilder:
-    """Makes samples of fixed lengths out of pieces of prepared data; `exact_chunks_only` masks the inexact chunks."""
+    """Makes samples of fixed lengths out of pieces of prepared data; `exact_chunks_only` masks the inexact chunks.
+
+    teacher_sequence_lengths  of all teachers of the data, whose sequences hold all pieces
+    teachers                  the numbers of those whose sequences are made, in this order; one may occur twice
+    """
 
     prepared: PreparedData
     pieces: Pieces
     student_sequence_length: int
-    teacher_sequence_length: int
+    teacher_sequence_lengths: tuple[int, ...]
     exact_chunks_only: bool
+    teachers: tuple[int, ...]
 
     def build(self, chosen: NDArray[np.int64]) -> Sample:
         """The sample of these pieces, in this order; they must fit."""
-        manifest, pieces = self.prepared.manifest, self.pieces
+        pieces = self.pieces
+        spans = _spans(pieces.student_start[chosen], pieces.student_end[chosen])
         documents = pieces.document[chosen].tolist()
-        student_spans = _spans(pieces.student_start[chosen], pieces.student_end[chosen])
-        teacher_spans = _spans(pieces.teacher_start[chosen], pieces.teacher_end[chosen])
-        student = [self.prepared.student_tokens(i)[span] for i, span in zip(documents, student_spans, strict=True)]
-        teacher = [self.prepared.teacher_tokens(i)[span] for i, span in zip(documents, teacher_spans, strict=True)]
-        chunk_rows, exact, learnt = self._chunks(chosen)
-        student_sequence = _sequence(student, self.student_sequence_length, manifest.student.padding_id)
+        parts = [self.prepared.student_tokens(i)[span] for i, span in zip(documents, spans, strict=True)]
+        student = _sequence(parts, self.student_sequence_length, self.prepared.manifest.student.padding_id)
+        aligned = {number: self._aligned(chosen, number) for number in set(self.teachers)}
         return Sample(
-            student=student_sequence,
-            teacher=_sequence(
-                teacher, self.teacher_sequence_length, manifest.teacher.padding_id if manifest.teacher else 0
-            ),
-            loss_mask=self._loss_mask(chosen, student_sequence.labels),
-            chunk_rows=chunk_rows,
-            chunk_mask=learnt & (exact | (not self.exact_chunks_only)),
+            student=student,
+            loss_mask=self._loss_mask(chosen, student.labels),
+            teachers=tuple(aligned[number] for number in self.teachers),
         )
+
+    def _aligned(self, chosen: NDArray[np.int64], number: int) -> AlignedSequence:
+        """The sequence of one teacher, by its number in the data."""
+        pieces, teacher = self.pieces, self.prepared.teachers[number]
+        spans = _spans(pieces.teacher_start[number, chosen], pieces.teacher_end[number, chosen])
+        documents = pieces.document[chosen].tolist()
+        parts = [teacher.tokens(i)[span] for i, span in zip(documents, spans, strict=True)]
+        sequence = _sequence(parts, self.teacher_sequence_lengths[number], teacher.side.padding_id)
+        chunk_rows, exact, learnt = self._chunks(chosen, number)
+        chunk_mask = learnt & (exact | (not self.exact_chunks_only))
+        return AlignedSequence(**vars(sequence), chunk_rows=chunk_rows, chunk_mask=chunk_mask)
 
     def _loss_mask(self, chosen: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
         """[s] rows whose label is there and is learnt: row i predicts token i + 1."""
@@ -85,21 +104,24 @@ class SampleBuilder:
                 mask[start : start + prompt - 1] = False
         return mask
 
-    def _chunks(self, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
+    def _chunks(
+        self, chosen: NDArray[np.int64], number: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
         """Predictor rows [c, 4]: tokens [a, b) of the sequence are predicted by rows [a - 1, b - 1). Exactness [c].
 
         The last is whether a chunk is learnt [c]: it begins after the prompt. A chunk that begins its piece on either
         side has no predictor there and is left out.
         """
-        pieces = self.pieces
-        spans = _spans(pieces.chunk_start[chosen], pieces.chunk_end[chosen])
-        tables = [
-            self.prepared.chunk_table(i)[span] for i, span in zip(pieces.document[chosen].tolist(), spans, strict=True)
-        ]
+        pieces, teacher = self.pieces, self.prepared.teachers[number]
+        spans = _spans(pieces.chunk_start[number, chosen], pieces.chunk_end[number, chosen])
+        documents = pieces.document[chosen].tolist()
+        tables = [teacher.chunk_table(i)[span] for i, span in zip(documents, spans, strict=True)]
         counts = [len(table) for table in tables]
         table = np.concatenate(tables).astype(np.int64)
         student_in_piece, student_offset = _shifts(pieces.student_start[chosen], pieces.student_lengths[chosen], counts)
-        teacher_in_piece, teacher_offset = _shifts(pieces.teacher_start[chosen], pieces.teacher_lengths[chosen], counts)
+        teacher_in_piece, teacher_offset = _shifts(
+            pieces.teacher_start[number, chosen], pieces.teacher_lengths[number, chosen], counts
+        )
         rows = table[:, :4]
         learnt = rows[:, 0] >= np.repeat(self.prepared.loss_starts[pieces.document[chosen]], counts)
         rows[:, :2] -= student_in_piece[:, None]

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from nemo_xtoken.data.aligned import AlignedDocument, align_documents
+from nemo_xtoken.data.aligned import AlignedDocument, AlignedTeacher, align_documents
 from nemo_xtoken.data.indexed import IndexedWriter, token_dtype
-from nemo_xtoken.data.layout import CHUNKS, DOCUMENT_COLUMNS, DOCUMENTS, STUDENT, TEACHER
+from nemo_xtoken.data.layout import DOCUMENT_COLUMNS, DOCUMENTS, STUDENT, chunks_file, teacher_file
 from nemo_xtoken.data.manifest import MOST_EXAMPLES, Manifest
 from nemo_xtoken.data.reading import BadDocument, Fields, SourceDocument
 from nemo_xtoken.data.shards import Shard
@@ -26,11 +26,14 @@ BATCH_CHARACTERS = 1 << 20
 
 @dataclass(frozen=True)
 class ShardWriter:
-    """Prepares shards. `empty` is a manifest without counts; `on_error` gets the reason for a document left out."""
+    """Prepares shards. `empty` is a manifest without counts; `on_error` gets the reason for a document left out.
+
+    teachers  tokenizers, in the order of the manifest
+    """
 
     empty: Manifest
     student: Tokenizer
-    teacher: Tokenizer | None
+    teachers: tuple[Tokenizer, ...]
     on_error: Callable[[str], None]
 
     def write(self, shard: Shard, directory: Path, report: Callable[[int], None]) -> None:
@@ -45,7 +48,7 @@ class ShardWriter:
                         self._refuse(bad, files)
                 full = [document for document in good if document.text]
                 files.empty_documents += len(good) - len(full)
-                for outcome in align_documents(full, self.student, self.teacher):
+                for outcome in align_documents(full, self.student, self.teachers):
                     if isinstance(outcome, BadDocument):
                         self._refuse(outcome, files)
                     else:
@@ -86,10 +89,12 @@ def merge(parts: Sequence[Path], directory: Path, empty: Manifest) -> Manifest:
 
 def _dtypes(manifest: Manifest) -> dict[str, np.dtype[Any]]:
     """The indexed datasets of prepared data."""
-    student = {STUDENT: token_dtype(manifest.student.vocab_size)}
-    if manifest.teacher is None:
-        return student
-    return {**student, TEACHER: token_dtype(manifest.teacher.vocab_size), CHUNKS: np.dtype("<i4")}
+    found = {STUDENT: token_dtype(manifest.student.vocab_size)}
+    for number, side in enumerate(manifest.teachers):
+        if not side.shares_student_tokens:
+            found[teacher_file(number)] = token_dtype(side.vocab_size)
+            found[chunks_file(number)] = np.dtype("<i4")
+    return found
 
 
 def _batches(
@@ -117,8 +122,8 @@ class _Files:
             name: stack.enter_context(IndexedWriter(directory / name, dtype)) for name, dtype in _dtypes(empty).items()
         }
         stack.callback(lambda: np.save(directory / DOCUMENTS, self._table()))
-        self._student_tokens = self._teacher_tokens = self._bytes = 0
-        self._num_chunks = self._one_to_one = self._inexact = 0
+        self._student_tokens = self._bytes = 0
+        self._teachers = list(empty.teachers)
         self.empty_documents = self.skipped_documents = 0
         self.skipped_examples: list[str] = []
 
@@ -127,17 +132,26 @@ class _Files:
         if document is None:
             self.empty_documents += 1
             return
-        chunks = document.chunks
-        for name, tokens in ((STUDENT, document.student), (TEACHER, document.teacher), (CHUNKS, chunks.reshape(-1))):
-            if name in self._writers:
-                self._writers[name].add(tokens)
+        self._writers[STUDENT].add(document.student)
+        for number, teacher in enumerate(document.teachers):
+            self._add_teacher(number, teacher)
         self._documents.extend((document.num_bytes, document.loss_start, document.loss_bytes))
         self._bytes += document.num_bytes
         self._student_tokens += len(document.student)
-        self._teacher_tokens += len(document.teacher)
-        self._num_chunks += len(chunks)
-        self._one_to_one += int(((chunks[:, 1] - chunks[:, 0] == 1) & (chunks[:, 3] - chunks[:, 2] == 1)).sum())
-        self._inexact += int((chunks[:, 4] == 0).sum())
+
+    def _add_teacher(self, number: int, teacher: AlignedTeacher) -> None:
+        side, chunks = self._teachers[number], teacher.chunks
+        if not side.shares_student_tokens:
+            self._writers[teacher_file(number)].add(teacher.ids)
+            self._writers[chunks_file(number)].add(chunks.reshape(-1))
+        one_to_one = (chunks[:, 1] - chunks[:, 0] == 1) & (chunks[:, 3] - chunks[:, 2] == 1)
+        self._teachers[number] = replace(
+            side,
+            tokens=side.tokens + len(teacher.ids),
+            chunks=side.chunks + len(chunks),
+            one_to_one_chunks=side.one_to_one_chunks + int(one_to_one.sum()),
+            inexact_chunks=side.inexact_chunks + int((chunks[:, 4] == 0).sum()),
+        )
 
     def manifest(self) -> Manifest:
         """What was written."""
@@ -145,16 +159,13 @@ class _Files:
         return replace(
             empty,
             student=replace(empty.student, tokens=self._student_tokens),
-            teacher=None if empty.teacher is None else replace(empty.teacher, tokens=self._teacher_tokens),
+            teachers=tuple(self._teachers),
             sources=(),
             documents=len(self._documents) // DOCUMENT_COLUMNS,
             empty_documents=self.empty_documents,
             skipped_documents=self.skipped_documents,
             skipped_examples=tuple(self.skipped_examples),
             bytes=self._bytes,
-            chunks=self._num_chunks,
-            one_to_one_chunks=self._one_to_one,
-            inexact_chunks=self._inexact,
         )
 
     def _table(self) -> np.ndarray[Any, np.dtype[np.int64]]:

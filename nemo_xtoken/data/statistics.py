@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from nemo_xtoken.data.dataset import PackedDataset
 from nemo_xtoken.data.manifest import Manifest
 from nemo_xtoken.data.prepared import PreparedData
+from nemo_xtoken.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +40,19 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class Fill:
-    """How the documents pack into sequences of two lengths, in the first epoch of seed 0.
+    """How the documents pack into sequences of these lengths, in the first epoch of seed 0.
 
-    student, teacher  shares of the sequences that hold tokens
-    split_documents   documents that are longer than a sequence, in pieces that are cut between chunks
-    dropped_chunks    chunks that alone are longer than a sequence
-    prompt_pieces     pieces that hold nothing but prompt, left out
+    student, teachers  shares of the sequences that hold tokens
+    split_documents    documents that are longer than a sequence, in pieces that are cut between chunks
+    dropped_chunks     chunks that alone are longer than a sequence
+    prompt_pieces      pieces that hold nothing but prompt, left out
     """
 
     student_sequence_length: int
-    teacher_sequence_length: int
+    teacher_sequence_lengths: tuple[int, ...]
     samples: int
     student: float
-    teacher: float
+    teachers: tuple[float, ...]
     pieces: int
     split_documents: int
     dropped_chunks: int
@@ -63,43 +65,59 @@ class Statistics:
 
     manifest: Manifest
     student: Lengths
-    teacher: Lengths | None
+    teachers: tuple[Lengths, ...]
     learnt_share: float
     fill: Fill | None
 
 
-def inspect(path: str | Path, lengths: tuple[int, int] | None = None) -> Statistics:
+def inspect(path: str | Path, lengths: tuple[int, int | Mapping[str, int]] | None = None) -> Statistics:
     """Statistics of prepared data, with the fill for these student and teacher sequence lengths.
 
-    Raises DataError for what is not prepared data, and where nothing fits.
+    lengths  the teachers' is one for all of them, or one for each by its name
+    Raises DataError for what is not prepared data, for lengths of other teachers, and where nothing fits.
     """
     prepared = PreparedData.open(path)
     tokens = int(prepared.student_lengths.sum())
     return Statistics(
         manifest=prepared.manifest,
         student=Lengths.of(prepared.student_lengths),
-        teacher=None if prepared.manifest.teacher is None else Lengths.of(prepared.teacher_lengths),
+        teachers=tuple(Lengths.of(teacher.lengths) for teacher in prepared.teachers),
         learnt_share=(tokens - int(prepared.loss_starts.sum())) / tokens,
         fill=None if lengths is None else measure_fill(prepared, *lengths),
     )
 
 
-def measure_fill(prepared: PreparedData, student_sequence_length: int, teacher_sequence_length: int) -> Fill:
-    """Pack one epoch and count. Raises DataError where nothing fits."""
-    dataset = PackedDataset(prepared, student_sequence_length, teacher_sequence_length, seed=0)
+def measure_fill(
+    prepared: PreparedData, student_sequence_length: int, teacher_sequence_length: int | Mapping[str, int]
+) -> Fill:
+    """Pack one epoch and count; lengths as of `inspect`. Raises DataError where nothing fits."""
+    lengths = _lengths(prepared, teacher_sequence_length)
+    dataset = PackedDataset(prepared, student_sequence_length, lengths, seed=0)
     pieces = dataset.pieces
-    student, teacher = dataset.fill
+    student, teachers = dataset.fill
     too_long = prepared.student_lengths > student_sequence_length
-    if prepared.manifest.teacher is not None:
-        too_long |= prepared.teacher_lengths > teacher_sequence_length
+    for teacher, length in zip(prepared.teachers, lengths, strict=True):
+        too_long |= teacher.lengths > length
     return Fill(
         student_sequence_length=student_sequence_length,
-        teacher_sequence_length=teacher_sequence_length,
+        teacher_sequence_lengths=lengths,
         samples=dataset.epoch_samples(0),
         student=student,
-        teacher=teacher,
+        teachers=teachers,
         pieces=len(pieces),
         split_documents=int(too_long.sum()),
         dropped_chunks=pieces.dropped_chunks,
         prompt_pieces=pieces.prompt_pieces,
     )
+
+
+def _lengths(prepared: PreparedData, given: int | Mapping[str, int]) -> tuple[int, ...]:
+    names = prepared.manifest.teacher_names
+    if isinstance(given, int):
+        return (given,) * len(names)
+    if set(given) != set(names):
+        raise DataError(
+            f"{prepared.path} holds the teachers {', '.join(names)}; expected a length for each, got some for "
+            f"{', '.join(given)}"
+        )
+    return tuple(given[name] for name in names)

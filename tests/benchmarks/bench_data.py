@@ -92,14 +92,14 @@ def measure(sources: list[Path], out: Path, sides: tuple[Tokenizer, Tokenizer], 
         side.encode_batch(batches[0])  # what they set up at first use counts for neither
     _, alone = timed(lambda: run_tasks(range(len(batches)), tokenize, workers, lambda amount: None))
     manifest, whole = timed(lambda: prepare(sources, out, *sides, workers=workers))
-    tokens = manifest.student.tokens
+    tokens, teacher = manifest.student.tokens, manifest.teacher
     return {
         "documents": manifest.documents,
         "bytes": manifest.bytes,
         "student_tokens": tokens,
-        "teacher_tokens": manifest.teacher.tokens if manifest.teacher else 0,
-        "one_to_one_share": round(manifest.one_to_one_share, 4),
-        "inexact_share": round(manifest.inexact_share, 6),
+        "teacher_tokens": teacher.tokens if teacher else 0,
+        "one_to_one_share": round(teacher.one_to_one_share, 4) if teacher else 0,
+        "inexact_share": round(teacher.inexact_share, 6) if teacher else 0,
         "workers": workers,
         "tokenizers_alone_tokens_per_s": round(tokens / alone.wall),
         "prepare_tokens_per_s": round(tokens / whole.wall),
@@ -145,7 +145,7 @@ def measure_loading(path: Path, length: int) -> dict[str, Any]:
     return {
         "sequence_length": length,
         "student_fill": round(fill[0], 4),
-        "teacher_fill": round(fill[1], 4),
+        "teacher_fill": round(fill[1][0], 4) if fill[1] else 0,
         "dropped_chunks": dataset.pieces.dropped_chunks,
         "pack_s": round(pieces.wall + packing.wall, 3),
         "loading_tokens_per_s": round(student / loading.wall),

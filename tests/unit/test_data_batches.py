@@ -69,14 +69,15 @@ def test_a_collated_batch_is_what_the_loss_expects(dataset: PackedDataset) -> No
     for name, length in (("student", S), ("teacher", T)):
         for what in ("tokens", "position_ids", "labels"):
             tensor = getattr(batch, f"{name}_{what}")
+            sequence = samples[1].student if name == "student" else samples[1].teachers[0]
             assert (tensor.shape, tensor.dtype) == ((3, length), torch.int64)
-            assert tensor[1].tolist() == getattr(getattr(samples[1], name), what).tolist()
+            assert tensor[1].tolist() == getattr(sequence, what).tolist()
     assert batch.student_loss_mask.dtype == torch.float32
     assert ((batch.student_loss_mask == 1) == (batch.student_labels != IGNORED_LABEL)).all()
     assert 0 < batch.student_loss_mask.sum() < batch.student_loss_mask.numel()
     chunks = batch.chunks
     assert (chunks.student_start.dtype, chunks.mask.dtype) == (torch.int64, torch.bool)
-    assert len(chunks.mask) == sum(len(sample.chunk_rows) for sample in samples)
+    assert len(chunks.mask) == sum(len(sample.teachers[0].chunk_rows) for sample in samples)
     assert (chunks.student_end > chunks.student_start).all()
     assert (chunks.teacher_end > chunks.teacher_start).all()
     assert (chunks.student_start.diff() > 0).all()

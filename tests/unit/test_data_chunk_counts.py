@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nemo_xtoken import tokenizers
-from nemo_xtoken.data.aligned import AlignedDocument
+from nemo_xtoken.data.aligned import AlignedDocument, AlignedTeacher
 from nemo_xtoken.data.chunk_counts import ChunkCounts, count_chunks
 from nemo_xtoken.errors import DataError
 from tests import small_tokenizers as small
@@ -18,8 +18,7 @@ def test_a_document_is_counted_by_kind() -> None:
     table = [(1, 2, 0, 1, 1), (2, 3, 1, 3, 1), (3, 5, 3, 4, 1), (5, 7, 4, 6, 1), (7, 8, 6, 7, 0), (8, 9, 7, 8, 1)]
     document = AlignedDocument(
         student=np.zeros(9, np.int32),
-        teacher=np.zeros(8, np.int32),
-        chunks=np.array(table, np.int32),
+        teachers=(AlignedTeacher(np.zeros(8, np.int32), np.array(table, np.int32)),),
         num_bytes=9,
         loss_start=0,
         loss_bytes=9,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -43,49 +44,58 @@ def made_pieces(student: NDArray[np.int64], teacher: NDArray[np.int64]) -> Piece
         document=np.arange(len(student)),
         student_start=zeros,
         student_end=student,
-        teacher_start=zeros,
-        teacher_end=teacher,
-        chunk_start=zeros,
-        chunk_end=zeros,
+        teacher_start=zeros[None],
+        teacher_end=teacher[None],
+        chunk_start=zeros[None],
+        chunk_end=zeros[None],
         dropped_chunks=0,
     )
 
 
-def check(packing: Packing, pieces: Pieces, student_length: int, teacher_length: int) -> None:
+def without_teachers(pieces: Pieces) -> Pieces:
+    nothing = np.empty((0, len(pieces)), np.int64)
+    return replace(pieces, teacher_start=nothing, teacher_end=nothing, chunk_start=nothing, chunk_end=nothing)
+
+
+def check(packing: Packing, pieces: Pieces, student_length: int, *teacher_lengths: int) -> None:
     """Every piece once, nothing empty, everything fits."""
     assert sorted(packing.order.tolist()) == list(range(len(pieces)))
     assert packing.offsets[0] == 0
     assert packing.offsets[-1] == len(pieces)
     for i in range(len(packing)):
         assert 0 < pieces.student_lengths[packing[i]].sum() <= student_length
-        assert pieces.teacher_lengths[packing[i]].sum() <= teacher_length
+        assert (pieces.teacher_lengths[:, packing[i]].sum(1) <= np.array(teacher_lengths)).all()
 
 
 @pytest.mark.parametrize("lengths", [(64, 48), (64, 1000), (1000, 48), (2000, 2000), (20, 20)])
 def test_pieces_tile_every_document_at_chunk_boundaries(prepared: PreparedData, lengths: tuple[int, int]) -> None:
-    pieces = cut_pieces(prepared, *lengths)
+    pieces = cut_pieces(prepared, lengths[0], lengths[1:])
     assert pieces.student_lengths.max() <= lengths[0]
     assert pieces.teacher_lengths.max() <= lengths[1]
     assert pieces.document.tolist() == sorted(pieces.document.tolist())
     for i in range(len(prepared)):
         mine = np.flatnonzero(pieces.document == i)
         chunks = prepared.document(i).chunks
-        assert (pieces.student_start[mine[0]], pieces.teacher_start[mine[0]], pieces.chunk_start[mine[0]]) == (0, 0, 0)
+        assert (pieces.student_start[mine[0]], pieces.teacher_start[0, mine[0]], pieces.chunk_start[0, mine[0]]) == (
+            0,
+            0,
+            0,
+        )
         for piece, following in pairwise(mine):
             assert pieces.student_end[piece] == pieces.student_start[following]
-            assert pieces.teacher_end[piece] == pieces.teacher_start[following]
-            assert pieces.chunk_end[piece] == pieces.chunk_start[following]
-            assert chunks.student_start[pieces.chunk_start[following]] == pieces.student_start[following]
-            assert chunks.teacher_start[pieces.chunk_start[following]] == pieces.teacher_start[following]
-            both = pieces.chunk_end[piece]
+            assert pieces.teacher_end[0, piece] == pieces.teacher_start[0, following]
+            assert pieces.chunk_end[0, piece] == pieces.chunk_start[0, following]
+            assert chunks.student_start[pieces.chunk_start[0, following]] == pieces.student_start[following]
+            assert chunks.teacher_start[pieces.chunk_start[0, following]] == pieces.teacher_start[0, following]
+            both = pieces.chunk_end[0, piece]
             grown = (
                 chunks.student_end[both] - pieces.student_start[piece] > lengths[0]
-                or chunks.teacher_end[both] - pieces.teacher_start[piece] > lengths[1]
+                or chunks.teacher_end[both] - pieces.teacher_start[0, piece] > lengths[1]
             )
             assert grown, "a piece is as long as it can be"
         assert pieces.student_end[mine[-1]] == prepared.student_lengths[i]
-        assert pieces.teacher_end[mine[-1]] == prepared.teacher_lengths[i]
-        assert pieces.chunk_end[mine[-1]] == len(chunks)
+        assert pieces.teacher_end[0, mine[-1]] == prepared.teachers[0].lengths[i]
+        assert pieces.chunk_end[0, mine[-1]] == len(chunks)
     assert pieces.dropped_chunks == 0
     assert int(pieces.ends_document.sum()) == len(prepared)
 
@@ -111,17 +121,17 @@ def test_a_chunk_longer_than_a_sequence_is_left_out_and_counted(tmp_path: Path) 
     text = "ab cdef a-word-much-too-long xy zq"
     prepare([write_jsonl(tmp_path / "t.jsonl", [text])], tmp_path / "out", Bytes(), Words())
     prepared = PreparedData.open(tmp_path / "out")
-    pieces = cut_pieces(prepared, 9, 9)
+    pieces = cut_pieces(prepared, 9, [9])
     assert pieces.dropped_chunks == 1
     kept = [text[a:b] for a, b in zip(pieces.student_start, pieces.student_end, strict=True)]
     assert kept == ["ab cdef ", "xy zq"]
-    assert list(zip(pieces.teacher_start, pieces.teacher_end, strict=True)) == [(0, 2), (3, 5)]
+    assert list(zip(pieces.teacher_start[0], pieces.teacher_end[0], strict=True)) == [(0, 2), (3, 5)]
     with pytest.raises(DataError, match=r"no chunk of .* fits into 1 student and 9 teacher tokens; raise"):
-        cut_pieces(prepared, 1, 9)
+        cut_pieces(prepared, 1, [9])
 
 
 def test_without_a_teacher_documents_are_cut_anywhere(student_only: PreparedData) -> None:
-    pieces = cut_pieces(student_only, 10, 0)
+    pieces = cut_pieces(student_only, 10, [])
     assert pieces.student_lengths.sum() == student_only.student_lengths.sum()
     assert set(pieces.student_lengths[~pieces.ends_document].tolist()) == {10}
 
@@ -142,9 +152,9 @@ def test_packing_keeps_its_promises(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nemo_xtoken.data.packing.WINDOW", window)
         patch.setattr("nemo_xtoken.data.packing.OPEN_SAMPLES", 2)
-        packing = pack(pieces, student_length, teacher_length, seed, 0)
+        packing = pack(pieces, student_length, [teacher_length], seed, 0)
     check(packing, pieces, student_length, teacher_length)
-    in_order = pack_in_order(pieces, student_length, teacher_length)
+    in_order = pack_in_order(pieces, student_length, [teacher_length])
     check(in_order, pieces, student_length, teacher_length)
     assert in_order.order.tolist() == list(range(len(pieces)))
 
@@ -155,7 +165,7 @@ def test_samples_that_stay_open_over_windows_are_never_overfull(window: int, mon
     monkeypatch.setattr("nemo_xtoken.data.packing.OPEN_SAMPLES", 2)
     student = np.random.default_rng(0).integers(1, 60, 500)
     pieces = made_pieces(student, student // 2)
-    check(pack(pieces, 64, 64, seed=1, epoch=0), pieces, 64, 64)
+    check(pack(pieces, 64, [64], seed=1, epoch=0), pieces, 64, 64)
 
 
 def test_many_windows_keep_their_promises_and_fill_98_percent() -> None:
@@ -163,28 +173,28 @@ def test_many_windows_keep_their_promises_and_fill_98_percent() -> None:
     student = rng.integers(200, 2001, 7_000)
     teacher = (student * rng.uniform(0.85, 1.0, len(student))).astype(np.int64)
     pieces = made_pieces(student, teacher)
-    packing = pack(pieces, 4096, 4096, seed=1, epoch=0)
+    packing = pack(pieces, 4096, [4096], seed=1, epoch=0)
     check(packing, pieces, 4096, 4096)
-    student_fill, teacher_fill = fill(packing, pieces, 4096, 4096)
+    student_fill, (teacher_fill,) = fill(packing, pieces, 4096, [4096])
     assert student_fill == student.sum() / len(packing) / 4096
     assert teacher_fill == teacher.sum() / len(packing) / 4096
     assert student_fill > 0.98
-    assert fill(pack_in_order(pieces, 4096, 4096), pieces, 4096, 4096)[0] < 0.9, "packing is what fills them"
+    assert fill(pack_in_order(pieces, 4096, [4096]), pieces, 4096, [4096])[0] < 0.9, "packing is what fills them"
 
 
 def test_packing_fills_without_a_teacher_too() -> None:
     student = np.random.default_rng(0).integers(20, 201, 3_000)
-    pieces = made_pieces(student, np.zeros_like(student))
-    packing = pack(pieces, 512, 0, seed=1, epoch=0)
-    check(packing, pieces, 512, 0)
-    assert fill(packing, pieces, 512, 0)[0] > 0.98
+    pieces = without_teachers(made_pieces(student, student))
+    packing = pack(pieces, 512, [], seed=1, epoch=0)
+    check(packing, pieces, 512)
+    assert fill(packing, pieces, 512, [])[0] > 0.98
 
 
 def test_an_epoch_is_decided_by_seed_and_epoch_alone() -> None:
     student = np.random.default_rng(0).integers(1, 100, 500)
     pieces = made_pieces(student, student)
-    packings = {(seed, epoch): pack(pieces, 128, 128, seed, epoch) for seed in (1, 2) for epoch in (0, 1)}
-    again = pack(pieces, 128, 128, 1, 0)
+    packings = {(seed, epoch): pack(pieces, 128, [128], seed, epoch) for seed in (1, 2) for epoch in (0, 1)}
+    again = pack(pieces, 128, [128], 1, 0)
     assert (again.order == packings[1, 0].order).all()
     assert (again.offsets == packings[1, 0].offsets).all()
     orders = {tuple(packing.order.tolist()) for packing in packings.values()}
@@ -194,7 +204,7 @@ def test_an_epoch_is_decided_by_seed_and_epoch_alone() -> None:
 def test_the_order_of_an_epoch_is_pinned() -> None:
     """A resumed run depends on it: a change here needs another way to resume."""
     pieces = made_pieces(np.array([3, 5, 2, 4, 1, 6]), np.array([3, 5, 2, 4, 1, 6]))
-    packing = pack(pieces, 8, 8, seed=1234, epoch=3)
+    packing = pack(pieces, 8, [8], seed=1234, epoch=3)
     assert [packing[i].tolist() for i in range(len(packing))] == [[0, 1], [5, 2], [3, 4]]
 
 
@@ -213,16 +223,17 @@ def naive_sequence(parts: list[list[int]], length: int, padding: int) -> tuple[l
 @pytest.mark.parametrize("lengths", [(64, 48), (301, 97), (2000, 2000)])
 def test_samples_equal_a_naive_loop(prepared: PreparedData, lengths: tuple[int, int]) -> None:
     dataset = PackedDataset(prepared, *lengths, seed=5)
-    packing, pieces = pack(dataset.pieces, *lengths, seed=5, epoch=0), dataset.pieces
+    packing, pieces = pack(dataset.pieces, lengths[0], lengths[1:], seed=5, epoch=0), dataset.pieces
     seen = 0
     for i in range(dataset.epoch_samples(0)):
         sample = dataset.sample(i)
+        (aligned,) = sample.teachers
         students, teachers, rows, mask = [], [], [], []
         student_offset = teacher_offset = 0
         for p in packing[i].tolist():
             document = prepared.document(int(pieces.document[p]))
             a, b = int(pieces.student_start[p]), int(pieces.student_end[p])
-            x, y = int(pieces.teacher_start[p]), int(pieces.teacher_end[p])
+            x, y = int(pieces.teacher_start[0, p]), int(pieces.teacher_end[0, p])
             students.append(document.student_tokens[a:b].tolist())
             teachers.append(document.teacher_tokens[x:y].tolist())
             chunks = document.chunks
@@ -241,15 +252,15 @@ def test_samples_equal_a_naive_loop(prepared: PreparedData, lengths: tuple[int, 
                     )
                     mask.append(bool(chunks.exact[c]))
             student_offset, teacher_offset = student_offset + b - a, teacher_offset + y - x
-        for ours, theirs, length in ((sample.student, students, lengths[0]), (sample.teacher, teachers, lengths[1])):
+        for ours, theirs, length in ((sample.student, students, lengths[0]), (aligned, teachers, lengths[1])):
             tokens, positions, labels = naive_sequence(theirs, length, padding=1)
             assert ours.tokens.tolist() == tokens
             assert ours.position_ids.tolist() == positions
             assert ours.labels.tolist() == labels
-        assert sample.chunk_rows.tolist() == rows
-        assert sample.chunk_mask.tolist() == mask
+        assert aligned.chunk_rows.tolist() == rows
+        assert aligned.chunk_mask.tolist() == mask
         seen += len(rows)
-    assert seen > 0.8 * prepared.manifest.chunks
+    assert seen > 0.8 * prepared.manifest.teachers[0].chunks
 
 
 @pytest.mark.parametrize("lengths", [(64, 48), (2000, 2000)])
@@ -260,9 +271,10 @@ def test_the_labels_of_a_chunk_are_the_same_bytes_on_both_sides(
     masked = specials = 0
     for i in range(dataset.epoch_samples(0)):
         sample = dataset.sample(i)
-        for row, counts in zip(sample.chunk_rows.tolist(), sample.chunk_mask.tolist(), strict=True):
+        (aligned,) = sample.teachers
+        for row, counts in zip(aligned.chunk_rows.tolist(), aligned.chunk_mask.tolist(), strict=True):
             student = sample.student.labels[row[0] : row[1]].tolist()
-            teacher = sample.teacher.labels[row[2] : row[3]].tolist()
+            teacher = aligned.labels[row[2] : row[3]].tolist()
             assert student
             assert teacher
             assert IGNORED_LABEL not in student + teacher
@@ -272,15 +284,15 @@ def test_the_labels_of_a_chunk_are_the_same_bytes_on_both_sides(
                 assert student == teacher == [1], "eos with eos"
                 specials += 1
             masked += not counts
-        starts = sample.chunk_rows[:, [0, 2]]
+        starts = aligned.chunk_rows[:, [0, 2]]
         assert (np.diff(starts, axis=0) > 0).all()
     assert specials > 50
     assert masked > 0
 
 
 def test_inexact_chunks_count_where_they_are_asked_for(prepared: PreparedData) -> None:
-    strict = PackedDataset(prepared, 128, 128, seed=5).sample(0)
-    lenient = PackedDataset(prepared, 128, 128, seed=5, exact_chunks_only=False).sample(0)
+    (strict,) = PackedDataset(prepared, 128, 128, seed=5).sample(0).teachers
+    (lenient,) = PackedDataset(prepared, 128, 128, seed=5, exact_chunks_only=False).sample(0).teachers
     assert not strict.chunk_mask.all()
     assert lenient.chunk_mask.all()
     assert (strict.chunk_rows == lenient.chunk_rows).all()
@@ -306,9 +318,9 @@ def test_epochs_follow_each_other_and_each_holds_every_token_once(prepared: Prep
     assert fresh.sample(0).student.tokens.tolist() == dataset.sample(0).student.tokens.tolist()
 
 
-def test_a_dataset_without_a_teacher_has_empty_teacher_sequences(student_only: PreparedData) -> None:
+def test_a_dataset_without_a_teacher_has_student_sequences_only(student_only: PreparedData) -> None:
     dataset = PackedDataset(student_only, 64, 99, seed=3)
     sample = dataset.sample(0)
-    assert (len(sample.student.tokens), len(sample.teacher.tokens), len(sample.chunk_rows)) == (64, 0, 0)
+    assert (len(sample.student.tokens), sample.teachers) == (64, ())
     assert dataset.fill[0] > 0.9
-    assert dataset.fill[1] == 0
+    assert dataset.fill[1] == ()

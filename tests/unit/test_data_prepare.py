@@ -80,9 +80,10 @@ def test_the_manifest_counts_what_is_there(tmp_path: Path, source: Path) -> None
     texts = [json.loads(line)["text"] for line in source.read_text(encoding="utf-8").splitlines()]
     assert data.document_bytes.tolist() == [len(text.encode()) for text in texts if text]
     assert manifest.bytes == data.document_bytes.sum()
-    assert manifest.chunks == sum(len(document.chunks) for document in documents) == data.chunk_counts.sum()
+    counts = data.teachers[0].chunk_counts
+    assert manifest.teacher.chunks == sum(len(document.chunks) for document in documents) == counts.sum()
     inexact = sum(int((~document.chunks.exact).sum()) for document in documents)
-    assert 0 < manifest.inexact_chunks == inexact < manifest.chunks
+    assert 0 < manifest.teacher.inexact_chunks == inexact < manifest.teacher.chunks
     one_to_one = sum(
         int(
             (
@@ -92,8 +93,8 @@ def test_the_manifest_counts_what_is_there(tmp_path: Path, source: Path) -> None
         )
         for d in documents
     )
-    assert 0 < manifest.one_to_one_chunks == one_to_one < manifest.chunks
-    assert manifest.one_to_one_share == one_to_one / manifest.chunks
+    assert 0 < manifest.teacher.one_to_one_chunks == one_to_one < manifest.teacher.chunks
+    assert manifest.teacher.one_to_one_share == one_to_one / manifest.teacher.chunks
     assert manifest.sources[0].bytes == source.stat().st_size
 
 
@@ -109,8 +110,8 @@ def test_megatron_reads_all_three_files(tmp_path: Path, source: Path) -> None:
     data = PreparedData.open(tmp_path / "out")
     for name, ours in (
         ("student", data.student_tokens),
-        ("teacher", data.teacher_tokens),
-        ("chunks", lambda i: data.chunk_table(i).reshape(-1)),
+        ("teacher", data.teachers[0].tokens),
+        ("chunks", lambda i: data.teachers[0].chunk_table(i).reshape(-1)),
     ):
         theirs = megatron.IndexedDataset(str(tmp_path / "out" / name))
         assert len(theirs) == len(data)
@@ -119,10 +120,10 @@ def test_megatron_reads_all_three_files(tmp_path: Path, source: Path) -> None:
 
 def test_without_a_teacher_there_are_student_tokens_only(tmp_path: Path, source: Path) -> None:
     manifest = prepare([source], tmp_path / "out", FakeTokenizer(), None)
-    assert (manifest.teacher, manifest.chunks) == (None, 0)
+    assert (manifest.teacher, manifest.teachers) == (None, ())
     assert not (tmp_path / "out" / "teacher.bin").exists()
     data = PreparedData.open(tmp_path / "out")
-    assert data.teacher_lengths.tolist() == [0] * 21
+    assert data.teachers == ()
     document = data.document(3)
     assert (len(document.teacher_tokens), len(document.chunks)) == (0, 0)
     assert len(document.student_tokens) == data.student_lengths[3]
@@ -244,7 +245,7 @@ def test_damaged_prepared_data_is_refused(tmp_path: Path, source: Path) -> None:
     for damaged, message in (
         ("{", "cannot read"),
         ("[]", "schema version None"),
-        (json.dumps({**good, "schema_version": 99}), "schema version 99, expected 2"),
+        (json.dumps({**good, "schema_version": 99}), "schema version 99, expected 2 or 3"),
         (json.dumps({**good, "student": {"spec": "x"}}), "is damaged"),
         (json.dumps({**good, "colour": "red"}), "should hold"),
         (json.dumps({**good, "documents": 7}), "different numbers of documents"),

@@ -76,7 +76,8 @@ def test_loss_and_chunks_are_of_the_text_alone_and_no_text_is_lost(
         assert counted == [token for token in usual if starts[token] >= border]
         assert (sample.student.labels != IGNORED_LABEL).sum() == len(usual), "labels stay: a mask leaves them out"
         learnt_tokens += len(counted)
-        for (first, last, _, _), counts in zip(sample.chunk_rows.tolist(), sample.chunk_mask.tolist(), strict=True):
+        (aligned,) = sample.teachers
+        for (first, last, _, _), counts in zip(aligned.chunk_rows.tolist(), aligned.chunk_mask.tolist(), strict=True):
             assert counts == (starts[at + first + 1] >= border)
             straddling += not counts and starts[at + last] >= border > starts[at + first + 1]
             assert not counts or sample.loss_mask[first:last].all()
@@ -91,15 +92,15 @@ def test_a_collated_batch_carries_the_mask(prepared: PreparedData) -> None:
     batch = collate(samples)
     assert batch.student_loss_mask.tolist() == [sample.loss_mask.astype(float).tolist() for sample in samples]
     assert 0.2 < batch.student_loss_mask.sum() / (batch.student_labels != IGNORED_LABEL).sum() < 0.8
-    assert batch.chunks.mask.tolist() == [bool(m) for sample in samples for m in sample.chunk_mask]
+    assert batch.chunks.mask.tolist() == [bool(m) for sample in samples for m in sample.teachers[0].chunk_mask]
 
 
 def test_pieces_of_prompt_alone_are_left_out_and_counted(prepared: PreparedData) -> None:
-    pieces = cut_pieces(prepared, 20, 20)
+    pieces = cut_pieces(prepared, 20, [20])
     assert pieces.prompt_pieces > 10
     assert (pieces.student_end > prepared.loss_starts[pieces.document]).all()
     assert set(pieces.document.tolist()) == set(range(len(prepared)))
-    assert cut_pieces(prepared, 2000, 2000).prompt_pieces == 0
+    assert cut_pieces(prepared, 2000, [2000]).prompt_pieces == 0
 
 
 def test_the_bytes_of_an_evaluation_are_those_that_are_learnt(prepared: PreparedData) -> None:

@@ -100,7 +100,7 @@ def test_any_number_of_workers_writes_the_same_bytes(
     assert calls[-1] == (size, size)
     data = PreparedData.open(tmp_path / "shared")
     assert (len(data), data.manifest.empty_documents) == (5 + 90 + 20, 1)
-    everything = b"".join(bytes((data.teacher_tokens(i)[:-1] - 3).tolist()) for i in range(len(data)))
+    everything = b"".join(bytes((data.teachers[0].tokens(i)[:-1] - 3).tolist()) for i in range(len(data)))
     assert everything == "".join([*random_texts(5, seed=2), *random_texts(90), *random_texts(20, seed=3)]).encode()
 
 

@@ -185,8 +185,8 @@ def test_student_tokens_are_kept_and_their_text_goes_to_the_teacher(tmp_path: Pa
     assert len(tokens) == len(text) + 1
     for i in range(len(text)):
         assert tokens.student_tokens(i).tolist() == text.student_tokens(i).tolist()
-        assert tokens.teacher_tokens(i).tolist() == text.teacher_tokens(i).tolist()
-        assert tokens.chunk_table(i).tolist() == text.chunk_table(i).tolist()
+        assert tokens.teachers[0].tokens(i).tolist() == text.teachers[0].tokens(i).tolist()
+        assert tokens.teachers[0].chunk_table(i).tolist() == text.teachers[0].chunk_table(i).tolist()
     last = tokens.document(len(text))
     assert last.student_tokens.tolist()[-1 - len(unusual) : -1] == unusual, "not as the tokenizer would cut it"
     assert len(last.chunks) == len(unusual) + 1, "a byte each, and eos"

@@ -31,15 +31,15 @@ def test_statistics_are_those_of_the_documents(prepared: PreparedData) -> None:
         lengths[27],
         lengths[-1],
     )
-    assert found.teacher is not None
-    assert found.teacher.total == prepared.teacher_lengths.sum()
+    (teacher,) = found.teachers
+    assert teacher.total == prepared.teachers[0].lengths.sum()
 
 
 def test_the_fill_is_that_of_the_packed_samples(prepared: PreparedData) -> None:
     fill = inspect(prepared.path, (60, 50)).fill
     dataset = PackedDataset(prepared, 60, 50, seed=0)
     assert fill is not None
-    assert (fill.student, fill.teacher) == dataset.fill
+    assert (fill.student, fill.teachers) == dataset.fill
     assert (fill.samples, fill.pieces) == (dataset.epoch_samples(0), len(dataset.pieces))
     assert fill.split_documents == len(set(dataset.pieces.document[~dataset.pieces.ends_document].tolist()))
     assert fill.student == pytest.approx(dataset.pieces.student_lengths.sum() / fill.samples / 60)
@@ -54,7 +54,7 @@ def test_inspect_prints_a_table_or_one_object(prepared: PreparedData, capsys: py
     assert run([*command, "--json"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     content = json.loads(line)
-    assert content["fill"]["teacher_sequence_length"] == 50
+    assert content["fill"]["teacher_sequence_lengths"] == [50]
     assert content["manifest"]["documents"] == 30
     assert run(["data", "inspect", str(prepared.path.parent)]) == 1
     assert "run data prepare" in capsys.readouterr().err
