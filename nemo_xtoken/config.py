@@ -138,7 +138,9 @@ class TeacherConfig:
 
     checkpoint  the run directory of the teacher's own training, or one checkpoint in it
     projection  the file of W for this pair of tokenizers; null builds it into the run's directory, once
-    weight      alpha of this teacher where there are several
+    weight      alpha: L_KD is the sum of weight·L_KD of each teacher
+    prepared_as the name of its tokens in the prepared data; null: its own name, and where the run and the data have one
+                teacher each, that
     learn_projection  P-KL: W is trained too, from what the file has; each checkpoint has the file of what was learnt
     projection_lr     its learning rate, constant (Adam, no weight decay, no clipping)
     """
@@ -149,6 +151,7 @@ class TeacherConfig:
     projection: str | None = None
     loss: LossConfig = field(default_factory=LossConfig)
     weight: float = 1.0
+    prepared_as: str | None = None
     learn_projection: bool = False
     projection_lr: float = 1e-2
 
@@ -182,16 +185,27 @@ class BlendPart:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherLength:
+    """The sequence length of one teacher of the prepared data, by its name there."""
+
+    teacher: str
+    sequence_length: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Prepared data (`nemo-xtoken data prepare`) and how it is packed. Lengths in tokens.
 
     path   one directory of it
     blend  or several, mixed by weight
+    teacher_sequence_length  of every teacher that teacher_lengths does not name. What is packed together fits into the
+                             sequences of all teachers of the data, also of those that the run does without
     """
 
     path: str = ""
     student_sequence_length: int
     teacher_sequence_length: int
+    teacher_lengths: tuple[TeacherLength, ...] = ()
     blend: tuple[BlendPart, ...] = ()
     validation_path: str | None = None
     seed: int = 1234
@@ -210,6 +224,18 @@ class DataConfig:
             self.teacher_sequence_length > 1,
             f"teacher_sequence_length must be at least 2, got {self.teacher_sequence_length}",
         )
+        for entry in self.teacher_lengths:
+            _require(
+                entry.sequence_length > 1,
+                f"teacher_lengths: sequence_length of {entry.teacher} must be at least 2, got {entry.sequence_length}",
+            )
+        names = [entry.teacher for entry in self.teacher_lengths]
+        _require(len(set(names)) == len(names), f"teacher_lengths names a teacher twice: {', '.join(names)}")
+
+    def teacher_length(self, name: str) -> int:
+        """The sequence length of the teacher of this name in the prepared data."""
+        own = {entry.teacher: entry.sequence_length for entry in self.teacher_lengths}
+        return own.get(name, self.teacher_sequence_length)
 
     @property
     def parts(self) -> tuple[BlendPart, ...]:
@@ -322,6 +348,11 @@ class RunConfig:
     device: Literal["cuda", "cpu"] = "cuda"
 
     def __post_init__(self) -> None:
+        names = [teacher.name for teacher in self.teachers]
+        _require(
+            len(set(names)) == len(names),
+            f"teachers: expected a name of its own for each, got {', '.join(names)}; set teachers.1.name and so on",
+        )
         per_step = self.train.micro_batch_size * self.parallel.data_parallel_size
         _require(
             self.train.global_batch_size % per_step == 0,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
+from nemo_xtoken.config import FILE_NAME
 from nemo_xtoken.errors import ConfigError
 
 DEFAULT_NAME = "teacher"
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def named_values(values: Sequence[str], kind: str) -> dict[str, str]:
@@ -53,5 +51,5 @@ def default_name(place: int) -> str:
 
 
 def is_name(text: str) -> bool:
-    """Whether a teacher can be named so: letters, digits, and inside of it also . _ -"""
-    return _NAME.fullmatch(text) is not None
+    """Whether a teacher can be named so, here and in a run's config: letters, digits and . _ -"""
+    return FILE_NAME.fullmatch(text) is not None

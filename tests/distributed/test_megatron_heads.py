@@ -88,7 +88,7 @@ def gradients_of_a_step(config: RunConfig) -> dict[str, Tensor]:
     """What Megatron's schedule makes of a step, for this rank's parameters, by name; "W": of its parameters."""
     training = start(config)
     micro_batches = next(training.batches())
-    counts = count_global_batch(micro_batches, training.loss, training.layout)
+    counts = count_global_batch(micro_batches, training.losses, training.layout)
     scales = Scales.of(counts, KD_WEIGHT, 1.0)
     train_loop.run_micro_batches(training, micro_batches, scales, forward_only=False)
     (model,) = training.models
@@ -116,8 +116,8 @@ def gradients_on_full_logits(config: RunConfig, plain_head: bool) -> dict[str, T
     """The same from one process, whole logits on both sides, the pure math and torch's autograd."""
     training = start(config)
     objective, student = training.objective, unwrap(training.models[0])
-    assert objective.teacher is not None
-    teacher, (projection,) = objective.teacher.model, objective.learnt_projections
+    (colocated,) = objective.teachers
+    teacher, (projection,) = colocated.model, objective.learnt_projections
     student_bias, teacher_bias = head_options(student).bias, head_options(teacher).bias
     assert student_bias is not None
     assert teacher_bias is not None
@@ -130,8 +130,8 @@ def gradients_on_full_logits(config: RunConfig, plain_head: bool) -> dict[str, T
         inputs = model_inputs(batch.student_tokens, batch.student_position_ids, training.layout.groups.cp)
         hidden, head = rows(student(*inputs)), head_weight(student)
         logits = hidden @ head.t() if plain_head else logits_with(hidden, head, student_bias, config.student)
-        teacher_logits = logits_with(objective.teacher.hidden(batch), head_weight(teacher), teacher_bias, TEACHER)
-        kd_terms = projected_kl(logits, teacher_logits, batch, matrix, training.loss, projection.weights())
+        teacher_logits = logits_with(colocated.hidden(batch), head_weight(teacher), teacher_bias, TEACHER)
+        kd_terms = projected_kl(logits, teacher_logits, batch, matrix, colocated.loss, projection.weights())
         ce_terms = cross_entropy(logits, batch, objective.vocab_size)
         kd, chunks = kd + kd_terms.numerator, chunks + kd_terms.denominator
         ce, tokens = ce + ce_terms.numerator, tokens + ce_terms.denominator

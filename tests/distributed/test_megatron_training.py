@@ -65,9 +65,9 @@ def counting_tp_ranks() -> Iterator[None]:
     """The mistake of taking the chunk count over all ranks: every tp rank counts the same chunks once more."""
     right = step.count_global_batch
 
-    def wrong(micro_batches: Any, loss: Any, layout: Any) -> step.Counts:
-        counts = right(micro_batches, loss, layout)
-        return step.Counts(counts.chunks * layout.groups.tp.size(), counts.tokens)
+    def wrong(micro_batches: Any, losses: Any, layout: Any) -> step.Counts:
+        counts = right(micro_batches, losses, layout)
+        return step.Counts(tuple(n * layout.groups.tp.size() for n in counts.chunks), counts.tokens)
 
     train_loop.count_global_batch = wrong
     try:
@@ -110,9 +110,8 @@ def test_the_micro_batch_ratio_doubles_the_cross_entropy(folder: Path) -> None:
 
 
 def test_a_global_batch_without_a_chunk_has_no_distillation_term() -> None:
-    scales = step.Scales.of(step.Counts(chunks=0, tokens=12), kd_weight=3.0, ce_weight=1.0)
-    assert scales == step.Scales(0.0, 1.0)
-    assert step.Scales.of(step.Counts(chunks=4, tokens=12), 3.0, 1.0).kd == 9.0
+    scales = step.Scales.of(step.Counts(chunks=(0, 4), tokens=12), kd_weight=3.0, ce_weight=1.0)
+    assert scales == step.Scales((0.0, 9.0), 1.0)
 
 
 def what_is_trained_and_saved(config: RunConfig) -> tuple[int, int, list[str]]:
@@ -120,8 +119,7 @@ def what_is_trained_and_saved(config: RunConfig) -> tuple[int, int, list[str]]:
 
     layout = layouts.start(config.parallel, "cpu", config.train.seed)
     training = set_up(config, layout)
-    teacher = training.objective.teacher
-    assert teacher is not None
+    (teacher,) = training.objective.teachers
     teacher_parameters = {id(p) for p in teacher.model.parameters()}
     optimized = {id(p) for group in training.optimizer.param_groups for p in group["params"]}
     assert not teacher.model.training

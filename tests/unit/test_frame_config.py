@@ -64,6 +64,12 @@ def test_a_run_is_read_with_its_defaults_and_interpolations(run_file: Path) -> N
         ("teachers=[]", "teachers", []),
         ("teachers.0.loss.mode=h_kl", "teachers.0.loss.mode", "h_kl"),
         ("teachers.0.loss.teacher_top_k=64", "teachers.0.loss.teacher_top_k", 64),
+        ("teachers.0.prepared_as=qwen", "teachers.0.prepared_as", "qwen"),
+        (
+            "data.teacher_lengths=[{teacher: qwen, sequence_length: 9}]",
+            "data.teacher_lengths",
+            [{"teacher": "qwen", "sequence_length": 9}],
+        ),
         ("data.validation_path=held/out", "data.validation_path", "held/out"),
         ("data.validation_path=null", "data.validation_path", None),
         ("run_dir=a=b", "run_dir", "a=b"),
@@ -193,7 +199,7 @@ def test_a_saved_run_is_read_back_equal(
     run = dataclasses.replace(
         run,
         run_dir=path,
-        teachers=(teacher, teacher),
+        teachers=(teacher, dataclasses.replace(teacher, name="twin")),
         optimizer=OptimizerConfig(lr=lr),
         train=dataclasses.replace(run.train, steps=steps, bf16=bf16),
     )

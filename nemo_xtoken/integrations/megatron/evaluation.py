@@ -17,6 +17,7 @@ from nemo_xtoken import tokenizers
 from nemo_xtoken.config import RunConfig
 from nemo_xtoken.data.batches import sequential_batches
 from nemo_xtoken.data.prepared import PreparedData
+from nemo_xtoken.data.run_data import teacher_lengths
 from nemo_xtoken.errors import DataError
 from nemo_xtoken.integrations.megatron import layout as layouts
 from nemo_xtoken.integrations.megatron.attention_mask import document_mask
@@ -181,9 +182,10 @@ def _batches(student: Student, prepared: PreparedData) -> Iterator[tuple[Distill
     yield from sequential_batches(
         prepared,
         data.student_sequence_length,
-        data.teacher_sequence_length,
+        teacher_lengths(data, prepared.manifest),
         student.config.train.micro_batch_size,
         data.exact_chunks_only,
+        teachers=(),
     )
 
 

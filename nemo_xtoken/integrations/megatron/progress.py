@@ -12,9 +12,14 @@ NOT_SHOWN = {"step", "ratio", "chunks", "lr", "grad_norm", "tokens", "tokens_per
 
 
 def summary(line: Mapping[str, float | int]) -> str:
-    """What the loss reports of a step, by whatever names, and its speed."""
-    shown = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in line.items() if name not in NOT_SHOWN]
+    """What the loss reports of a step, by whatever names, and its speed; of each of several teachers its loss alone."""
+    shown = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in line.items() if _is_shown(name)]
     return "  ".join([*shown, f"{line['tokens_per_second']:,.0f} tokens/s"])
+
+
+def _is_shown(name: str) -> bool:
+    metric, _, teacher = name.partition("/")
+    return metric not in NOT_SHOWN and (not teacher or metric == "kd")
 
 
 class ProgressDisplay:

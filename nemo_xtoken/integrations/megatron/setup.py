@@ -12,12 +12,12 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from nemo_xtoken.config import BlendPart, LossConfig, ParallelConfig, RunConfig
+from nemo_xtoken.config import BlendPart, LossConfig, ParallelConfig, RunConfig, TeacherConfig
 from nemo_xtoken.data.batches import GlobalBatches
 from nemo_xtoken.data.blend import BlendedDataset
-from nemo_xtoken.data.dataset import PackedDataset
-from nemo_xtoken.data.manifest import Manifest
+from nemo_xtoken.data.manifest import Manifest, Side, TeacherSide
 from nemo_xtoken.data.prepared import PreparedData
+from nemo_xtoken.data.run_data import check_lengths, packed_dataset, teacher_numbers
 from nemo_xtoken.errors import ConfigError, DataError
 from nemo_xtoken.integrations.megatron.balance import Balance
 from nemo_xtoken.integrations.megatron.checkpoint import Position, TrainingState
@@ -53,9 +53,9 @@ class Training:
     start: Position
 
     @property
-    def loss(self) -> LossConfig:
-        """How the models are compared; without a teacher it decides nothing."""
-        return self.config.teachers[0].loss if self.config.teachers else LossConfig()
+    def losses(self) -> tuple[LossConfig, ...]:
+        """How the student is compared with each teacher."""
+        return tuple(teacher.loss for teacher in self.config.teachers)
 
     def batches(self) -> GlobalBatches:
         """The training data from `start` on."""
@@ -81,12 +81,12 @@ def set_up(config: RunConfig, layout: Layout) -> Training:
     dtype = torch.bfloat16 if config.train.bf16 else torch.float32
     student = build_student(config, layout, ids.size)
     head = head_weight(student[-1]) if layout.is_last_stage else None
-    teacher, teacher_inputs = _teacher(config, manifest, layout, head, dtype) if config.teachers else (None, {})
+    teachers, teacher_inputs = _teachers(config, manifest, layout, head, dtype)
     models = [wrap_data_parallel(model, config) for model in student]
     optimizer = build_optimizer(models, config)
     schedule = build_schedule(optimizer, config.optimizer, config.train.steps)
     balance = Balance(config.balance)
-    objective = Objective(layout, ids.size, teacher)
+    objective = Objective(layout, ids.size, teachers)
     inputs = {"data": data_key(manifests), **teacher_inputs}
     state = TrainingState(
         Path(config.run_dir),
@@ -120,53 +120,79 @@ def check(config: RunConfig, path: str, manifest: Manifest) -> None:
             f"student.vocab_size {student_vocab} is less than the {manifest.student.vocab_size} ids of the data's "
             "student tokenizer; raise it or set it to null"
         )
-    if len(config.teachers) > 1:
-        raise ConfigError(f"expected at most one teacher in this version, got {len(config.teachers)}")
-    if config.teachers and manifest.teacher is None:
-        raise DataError(f"{path} was prepared without a teacher; prepare it with --teacher, or set teachers=[]")
-    _check_length("student", config.data.student_sequence_length, config.parallel)
-    if config.teachers:
-        _check_length("teacher", config.data.teacher_sequence_length, config.parallel)
+    teacher_numbers(config.teachers, manifest, path)
+    check_lengths(config.data, manifest, path)
+    _check_length("data.student_sequence_length", config.data.student_sequence_length, config.parallel)
+    for teacher in _prepared_teachers(config, manifest, path):
+        own = any(entry.teacher == teacher.name for entry in config.data.teacher_lengths)
+        key = f"the length of {teacher.name} in data.teacher_lengths" if own else "data.teacher_sequence_length"
+        _check_length(key, config.data.teacher_length(teacher.name), config.parallel)
 
 
-def _check_length(side: str, length: int, parallel: ParallelConfig) -> None:
+def _prepared_teachers(config: RunConfig, manifest: Manifest, path: str) -> list[TeacherSide]:
+    """What the data at `path` holds of each teacher of the run."""
+    return [manifest.teachers[number] for number in teacher_numbers(config.teachers, manifest, path)]
+
+
+def _check_length(key: str, length: int, parallel: ParallelConfig) -> None:
     """Raises ConfigError for a sequence that can't be cut: in 2·cp parts, and a rank's two parts over tp."""
     cp_size = parallel.context_parallel_size
     tp_size = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
     divisor = tp_size if cp_size == 1 else cp_size * math.lcm(2, tp_size)
     if length % divisor:
         raise ConfigError(
-            f"data.{side}_sequence_length {length} must be divisible by {divisor} with context_parallel_size {cp_size} "
+            f"{key} {length} must be divisible by {divisor} with context_parallel_size {cp_size} "
             f"and sequence parallelism over {tp_size} ranks; change one of them"
         )
 
 
 def check_same_tokenizers(config: RunConfig, path: str, manifest: Manifest, trained_on: Manifest) -> None:
     """Raises DataError where the data at `path` is of other tokenizers than the first training data."""
-    pairs = [("student", trained_on.student, manifest.student)]
-    pairs += [("teacher", trained_on.teacher, manifest.teacher)] if config.teachers else []
-    for name, ours, theirs in pairs:
-        if ours is None or theirs is None or ours.fingerprint != theirs.fingerprint:
-            raise DataError(
-                f"{path} was not prepared with the {name} tokenizer of {config.data.parts[0].path}; "
-                "prepare it with that"
-            )
+    trained_path = config.data.parts[0].path
+    _check_same("student", trained_on.student, trained_path, manifest.student, path)
+    first = _prepared_teachers(config, trained_on, trained_path)
+    for teacher, ours, theirs in zip(config.teachers, first, _prepared_teachers(config, manifest, path), strict=True):
+        name = f"teacher {teacher.name!r}'s" if len(config.teachers) > 1 else "teacher"
+        _check_same(name, ours, trained_path, theirs, path)
+
+
+def _check_same(name: str, ours: Side, trained_path: str, theirs: Side, path: str) -> None:
+    if ours.fingerprint != theirs.fingerprint:
+        raise DataError(f"{path} was not prepared with the {name} tokenizer of {trained_path}; prepare it with that")
+
+
+def _teachers(
+    config: RunConfig, manifest: Manifest, layout: Layout, student_head: torch.Tensor | None, dtype: torch.dtype
+) -> tuple[tuple[ColocatedTeacher, ...], Inputs]:
+    """The teachers where this rank has the student's head, and what they were read from."""
+    inputs: Inputs = {}
+    teachers: list[ColocatedTeacher] = []
+    prepared = _prepared_teachers(config, manifest, config.data.parts[0].path)
+    for teacher, side in zip(config.teachers, prepared, strict=True):
+        loaded, read = _teacher(config, teacher, manifest.student, side, layout, student_head, dtype)
+        several = len(config.teachers) > 1
+        inputs |= {f"{name} of {teacher.name}" if several else name: value for name, value in read.items()}
+        teachers += [] if loaded is None else [loaded]
+    return tuple(teachers), inputs
 
 
 def _teacher(
-    config: RunConfig, manifest: Manifest, layout: Layout, student_head: torch.Tensor | None, dtype: torch.dtype
+    config: RunConfig,
+    teacher: TeacherConfig,
+    student: Side,
+    side: TeacherSide,
+    layout: Layout,
+    student_head: torch.Tensor | None,
+    dtype: torch.dtype,
 ) -> tuple[ColocatedTeacher | None, Inputs]:
-    """The teacher where this rank has the student's head, and what it was read from."""
-    (teacher,) = config.teachers
-    assert manifest.teacher is not None
-    projection = projection_file(teacher.projection, Path(config.run_dir), manifest.student, manifest.teacher)
+    projection = projection_file(teacher.projection, Path(config.run_dir), student, side)
     matrix = ProjectionMatrix.load(projection)
-    matrix.check_pair(manifest.student.fingerprint, manifest.teacher.fingerprint)
+    matrix.check_pair(student.fingerprint, side.fingerprint)
     model, checkpoint = load_teacher(
         teacher,
         layout,
-        tokenizer=manifest.teacher,
-        max_sequence_length=config.data.teacher_sequence_length,
+        tokenizer=side,
+        max_sequence_length=config.data.teacher_length(side.name),
         params_dtype=dtype,
     )
     inputs = {"teacher checkpoint": checkpoint.name, "projection": file_key(projection)}
@@ -176,17 +202,7 @@ def _teacher(
 
 
 def _batches(config: RunConfig, layout: Layout, parts: Sequence[BlendPart], consumed_samples: int) -> GlobalBatches:
-    data = config.data
-    datasets = [
-        PackedDataset(
-            PreparedData.open(part.path),
-            data.student_sequence_length,
-            data.teacher_sequence_length,
-            data.seed,
-            data.exact_chunks_only,
-        )
-        for part in parts
-    ]
+    datasets = [packed_dataset(config.data, config.teachers, part.path) for part in parts]
     dataset = BlendedDataset(datasets, [part.weight for part in parts])
     dp = layout.groups.dp
     train = config.train

@@ -1,11 +1,12 @@
 """One training step's loss by Megatron's contract: sums over micro batches, divided once, by global counts.
 
-    L = kd_weight · (sum of chunk losses / N_chunks) + ce_weight · (sum of token losses / N_tokens)
+    L = kd_weight · L_KD + ce_weight · (sum of token losses / N_tokens)
+    L_KD = sum over teachers of weight · (sum of chunk losses / N_chunks), each with its own N_chunks
 
 N_chunks and N_tokens are counted over all micro batches and data-parallel ranks before the forward pass, never over
 tensor- or context-parallel ranks, which have the same batches. The sums themselves lie on the context-parallel ranks,
 each chunk and each row on one, so they are added up over dp x cp. Megatron divides by N_tokens after the backward pass,
-so the chunk sum goes in times kd_weight · N_tokens / N_chunks.
+so a teacher's chunk sum goes in times kd_weight · weight · N_tokens / N_chunks.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_xtoken import parallel
-from nemo_xtoken.config import LossConfig
+from nemo_xtoken.config import LossConfig, TeacherConfig
 from nemo_xtoken.integrations.megatron.balance import balancing_ratio
 from nemo_xtoken.integrations.megatron.context_parallel import model_inputs
 from nemo_xtoken.integrations.megatron.head_tap import head_options, head_weight, rows
@@ -34,32 +35,43 @@ from nemo_xtoken.types import DistillBatch, LossTerms
 Report = dict[str, Tensor]
 """Sum and count, [2], of each metric of a micro batch."""
 
+OF_THE_STUDENT = ("ce",)
+"""Metrics that do not depend on a teacher."""
+
 
 class Counts(NamedTuple):
-    """What the losses of a global batch are divided by."""
+    """What the losses of a global batch are divided by: the chunks of each teacher, and the tokens."""
 
-    chunks: int
+    chunks: tuple[int, ...]
     tokens: int
 
 
-def count_global_batch(micro_batches: Sequence[DistillBatch], loss: LossConfig, layout: Layout) -> Counts:
-    """What counts in the losses of all micro batches and data-parallel ranks. One all-reduce over dp."""
-    chunks = sum(len(counted(batch.chunks, loss).mask) for batch in micro_batches)
+def count_global_batch(micro_batches: Sequence[DistillBatch], losses: Sequence[LossConfig], layout: Layout) -> Counts:
+    """What counts in the losses of all micro batches and data-parallel ranks. One all-reduce over dp.
+
+    losses  of each teacher, whose filters decide which of its chunks count; the batches have a pair for each
+    """
+    chunks = [0] * len(losses)
+    for batch in micro_batches:
+        for i, (loss, pair) in enumerate(zip(losses, batch.pairs, strict=bool(losses))):
+            chunks[i] += len(counted(pair.chunks, loss).mask)
     tokens = sum(int(batch.student_loss_mask.sum()) for batch in micro_batches)
-    counts = torch.tensor([chunks, tokens], device=layout.device)
+    counts = torch.tensor([*chunks, tokens], device=layout.device)
     dist.all_reduce(counts, group=layout.groups.dp)
-    return Counts(*counts.tolist())
+    *chunks, tokens = counts.tolist()
+    return Counts(tuple(chunks), tokens)
 
 
 @dataclass(frozen=True)
 class Scales:
     """Factors of a micro batch's sums; the result is divided by the tokens of the global batch.
 
+    kd  of each teacher's chunk losses, beside its weight; (): distillation is measured and has no part in the loss
     micro_batch_max_ratio  not None: `kd` is times the micro batch's own ratio of the losses, with this ceiling
     """
 
-    kd: float
-    ce: float
+    kd: tuple[float, ...] = ()
+    ce: float = 1.0
     micro_batch_max_ratio: float | None = None
 
     @classmethod
@@ -67,8 +79,8 @@ class Scales:
         cls, counts: Counts, kd_weight: float, ce_weight: float, micro_batch_max_ratio: float | None = None
     ) -> Scales:
         """The scales that give L of this module; no valid chunk means no distillation term."""
-        kd = kd_weight * max(counts.tokens, 1) / counts.chunks if counts.chunks else 0.0
-        return cls(kd, ce_weight, micro_batch_max_ratio)
+        kd = (kd_weight * max(counts.tokens, 1) / chunks if chunks else 0.0 for chunks in counts.chunks)
+        return cls(tuple(kd), ce_weight, micro_batch_max_ratio)
 
 
 class StudentOutput(NamedTuple):
@@ -79,23 +91,31 @@ class StudentOutput(NamedTuple):
     options: parallel.HeadOptions
 
 
+class TeacherSide:
+    """One teacher beside a micro batch: the pair of its sequences and the student's, and its final hidden states."""
+
+    def __init__(self, teacher: ColocatedTeacher, pair: DistillBatch) -> None:
+        self.teacher, self.pair = teacher, pair
+        self.hidden = teacher.hidden(pair)
+
+
 @dataclass(frozen=True)
 class Objective:
     """Runs the models on a micro batch and compares them.
 
-    teacher     None: cross-entropy alone; with pipeline stages only the last one has it
+    teachers    none: cross-entropy alone; with pipeline stages only the last one has them
     vocab_size  real ids of the student's head
     """
 
     layout: Layout
     vocab_size: int
-    teacher: ColocatedTeacher | None = None
+    teachers: tuple[ColocatedTeacher, ...] = ()
 
     @property
     def learnt_projections(self) -> tuple[LearntProjection, ...]:
         """The W that are trained along with the student, as far as this rank has them."""
-        learnt = None if self.teacher is None else self.teacher.learnt_projection
-        return () if learnt is None else (learnt,)
+        learnt = (teacher.learnt_projection for teacher in self.teachers)
+        return tuple(projection for projection in learnt if projection is not None)
 
     def forward_step(
         self, scales: Scales
@@ -119,27 +139,48 @@ class Objective:
         """
         gpt = unwrap(model)
         student = StudentOutput(rows(hidden), head_weight(gpt), head_options(gpt))
-        teacher_hidden = None if self.teacher is None else self.teacher.hidden(batch)
-        kd_scale = scales.kd
-        if scales.micro_batch_max_ratio is not None and teacher_hidden is not None:
-            kd_scale *= self._micro_batch_ratio(scales.micro_batch_max_ratio, student, teacher_hidden, batch)
-        terms = self._compare(student, teacher_hidden, batch, kd_scale, scales.ce)
-        num_tokens = terms.metrics["ce"].count.int()
-        return terms.numerator, num_tokens, _report(terms, num_tokens)
+        sides = [
+            TeacherSide(teacher, pair) for teacher, pair in zip(self.teachers, batch.pairs, strict=bool(self.teachers))
+        ]
+        kd_scales = scales.kd or (0.0,) * len(sides)
+        if scales.micro_batch_max_ratio is not None and sides:
+            ratio = self._micro_batch_ratio(scales.micro_batch_max_ratio, student, sides)
+            kd_scales = tuple(scale * ratio for scale in kd_scales)
+        terms = self._compare(student, batch, sides, kd_scales, scales.ce)
+        num_tokens = terms[0].metrics["ce"].count.int()
+        numerator = torch.stack([term.numerator for term in terms]).sum()
+        return numerator, num_tokens, self._report(numerator, num_tokens, terms)
 
     def _compare(
         self,
         student: StudentOutput,
-        teacher_hidden: Tensor | None,
         batch: DistillBatch,
-        kd_scale: float,
+        sides: Sequence[TeacherSide],
+        kd_scales: Sequence[float],
         ce_scale: float,
+    ) -> list[LossTerms]:
+        """The losses of each teacher, kd_scale times its weight, with cross-entropy in the first; or that alone.
+
+        Each teacher's call makes the logits of the student anew, block by block, and has a gradient of the head of its
+        own until the backward pass: the head's products and its gradient's memory are once for each teacher.
+        """
+        if not sides:
+            return [self._loss(student, None, batch, 0.0, ce_scale)]
+        kd_scales = [scale * side.teacher.weight for scale, side in zip(kd_scales, sides, strict=True)]
+        ce_scales = [ce_scale, *[0.0] * (len(sides) - 1)]
+        return [
+            self._loss(student, side, side.pair, kd, ce)
+            for side, kd, ce in zip(sides, kd_scales, ce_scales, strict=True)
+        ]
+
+    def _loss(
+        self, student: StudentOutput, side: TeacherSide | None, batch: DistillBatch, kd_scale: float, ce_scale: float
     ) -> LossTerms:
-        teacher = self.teacher
+        teacher = None if side is None else side.teacher
         return parallel.distillation_loss(
             student.hidden,
             student.head,
-            teacher_hidden,
+            None if side is None else side.hidden,
             None if teacher is None else teacher.head,
             batch,
             None if teacher is None else teacher.pair,
@@ -155,21 +196,25 @@ class Objective:
         )
 
     @torch.no_grad()
-    def _micro_batch_ratio(
-        self, max_ratio: float, student: StudentOutput, teacher_hidden: Tensor, batch: DistillBatch
-    ) -> float:
-        metrics = self._compare(student, teacher_hidden, batch, 1.0, 1.0).metrics
-        sums = torch.stack([torch.stack([metrics[name].total, metrics[name].count]) for name in ("kd", "ce")])
+    def _micro_batch_ratio(self, max_ratio: float, student: StudentOutput, sides: Sequence[TeacherSide]) -> float:
+        terms = self._compare(student, sides[0].pair, sides, [0.0] * len(sides), 0.0)
+        metrics = [terms[0].metrics["ce"], *(term.metrics["kd"] for term in terms)]
+        sums = torch.stack([torch.stack([metric.total, metric.count]) for metric in metrics])
         dist.all_reduce(sums, group=self.layout.groups.cp)
-        kd, ce = (sums[:, 0] / sums[:, 1].clamp(min=1)).tolist()
-        return balancing_ratio(kd, ce, max_ratio)
+        ce, *kd = (sums[:, 0] / sums[:, 1].clamp(min=1)).tolist()
+        total = sum(side.teacher.weight * mean for side, mean in zip(sides, kd, strict=True))
+        return balancing_ratio(total, ce, max_ratio)
 
-
-def _report(terms: LossTerms, num_tokens: Tensor) -> Report:
-    # Cloned: the schedule scales the loss it is given in place.
-    sums = {name: torch.stack([value.total, value.count]).detach().clone() for name, value in terms.metrics.items()}
-    loss = terms.numerator.detach().clone()
-    return {"loss": torch.stack([loss, num_tokens.to(loss)]), **sums}
+    def _report(self, numerator: Tensor, num_tokens: Tensor, terms: Sequence[LossTerms]) -> Report:
+        """The loss and all metrics; of several teachers, what is not of the student alone has the teacher's name."""
+        loss = numerator.detach().clone()
+        report = {"loss": torch.stack([loss, num_tokens.to(loss)])}
+        names = [teacher.name for teacher in self.teachers] if len(terms) > 1 else [""]
+        for name, term in zip(names, terms, strict=True):
+            for metric, value in term.metrics.items():
+                key = metric if metric in OF_THE_STUDENT or not name else f"{metric}/{name}"
+                report.setdefault(key, torch.stack([value.total, value.count]).detach().clone())
+        return report
 
 
 def sum_reports(reports: Sequence[Mapping[str, Tensor]], layout: Layout) -> dict[str, float | None]:
@@ -187,6 +232,21 @@ def sum_reports(reports: Sequence[Mapping[str, Tensor]], layout: Layout) -> dict
             name: total / count if count else None for name, (total, count) in zip(names, sums.tolist(), strict=True)
         }
     return _of_last_stage(means, layout.groups.pp)
+
+
+def with_total(means: Mapping[str, float | None], teachers: Sequence[TeacherConfig]) -> dict[str, float | None]:
+    """Means of all that is reported, with L_KD over all teachers as `kd`: the sum of weight · L_KD of each.
+
+    A teacher without a counted chunk has no part in it; without any it is None.
+    """
+    if not teachers:
+        return dict(means)
+    keys = ["kd"] if len(teachers) == 1 else [f"kd/{teacher.name}" for teacher in teachers]
+    parts = [(teacher.weight, means[key]) for teacher, key in zip(teachers, keys, strict=True)]
+    counted_parts = [weight * mean for weight, mean in parts if mean is not None]
+    total = {"kd": sum(counted_parts) if counted_parts else None}
+    first = {name: means[name] for name in ("loss", *OF_THE_STUDENT)}
+    return {**first, **total, **{name: mean for name, mean in means.items() if name not in {*first, *total}}}
 
 
 def _of_last_stage(means: dict[str, float | None], stages: dist.ProcessGroup) -> dict[str, float | None]:

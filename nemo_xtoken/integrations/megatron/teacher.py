@@ -25,6 +25,7 @@ from nemo_xtoken.types import DistillBatch
 class ColocatedTeacher:
     """The teacher's final hidden states, and the part of its head that this rank owns.
 
+    name, weight  of the config
     head  [owned, h_T], the rows `pair.teacher_rows`; cut once, at the start
     head_options  bias of these rows, scale and soft cap
     pair  this rank's part of W, cut for the loss
@@ -34,7 +35,8 @@ class ColocatedTeacher:
     def __init__(
         self, config: TeacherConfig, model: GPTModel, matrix: ProjectionMatrix, student_head: Tensor, layout: Layout
     ) -> None:
-        self.model, self.loss, self.cp_group = model, config.loss, layout.groups.cp
+        self.name, self.weight, self.loss = config.name, config.weight, config.loss
+        self.model, self.cp_group = model, layout.groups.cp
         self.pair = parallel.shard_pair(matrix, config.loss, student_head, layout.groups.tp)
         self.head = parallel.cut_head(head_weight(model), self.pair, layout.groups.tp)
         self.head_options = parallel.cut_options(head_options(model), self.pair, layout.groups.tp)

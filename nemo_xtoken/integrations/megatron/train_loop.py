@@ -21,7 +21,7 @@ from nemo_xtoken.integrations.megatron.learnt_projection import learnt_projectio
 from nemo_xtoken.integrations.megatron.metrics import MetricsLog
 from nemo_xtoken.integrations.megatron.progress import ProgressDisplay
 from nemo_xtoken.integrations.megatron.setup import Training, set_up
-from nemo_xtoken.integrations.megatron.step import Counts, Scales, count_global_batch, sum_reports
+from nemo_xtoken.integrations.megatron.step import Counts, Scales, count_global_batch, sum_reports, with_total
 from nemo_xtoken.types import DistillBatch
 
 Line = dict[str, float | int]
@@ -69,8 +69,8 @@ def train_step(training: Training, step: int, micro_batches: Sequence[DistillBat
     """One step of the optimizer. Returns its line of metrics, the same on every rank."""
     started = time.monotonic()
     balance = training.balance
-    counts = count_global_batch(micro_batches, training.loss, training.layout)
-    if balance.needs_measuring and training.config.teachers and counts.chunks:
+    counts = count_global_batch(micro_batches, training.losses, training.layout)
+    if balance.needs_measuring and any(counts.chunks):
         means = run_micro_batches(training, micro_batches, Scales.of(counts, 1.0, 1.0), forward_only=True)
         balance.update(means["kd"], _number(means["ce"]))
     kd_weight = balance.kd_weight
@@ -86,7 +86,7 @@ def train_step(training: Training, step: int, micro_batches: Sequence[DistillBat
         projection.step(counts.tokens)
     line: Line = {"step": step, "loss": loss, **_counted(means)}
     if training.config.teachers:
-        line |= {"ratio": _used_ratio(training, means, kd_weight), "chunks": counts.chunks}
+        line |= {"ratio": _used_ratio(training, means, kd_weight), **_chunks(training, counts)}
         balance.update(means["kd"], _number(means["ce"]))
     seconds = time.monotonic() - started
     return line | {
@@ -118,7 +118,7 @@ def run_micro_batches(
         micro_batch_size=config.train.micro_batch_size,
         forward_only=forward_only,
     )
-    return sum_reports(reports, training.layout)
+    return with_total(sum_reports(reports, training.layout), config.teachers)
 
 
 def validate(training: Training) -> Line:
@@ -128,7 +128,7 @@ def validate(training: Training) -> Line:
         return {}
     count = training.config.train.validation_batches
     micro_batches = [batch for _ in range(count) for batch in next(batches)]
-    means = run_micro_batches(training, micro_batches, Scales(0.0, 1.0), forward_only=True)
+    means = run_micro_batches(training, micro_batches, Scales(), forward_only=True)
     return {f"validation_{name}": mean for name, mean in _counted(means).items() if name != "loss"}
 
 
@@ -136,6 +136,14 @@ def _scales(training: Training, counts: Counts) -> Scales:
     balance = training.balance.config
     ceiling = balance.max_ratio if balance.mode == "micro_batch" else None
     return Scales.of(counts, training.balance.kd_weight, training.balance.ce_weight, ceiling)
+
+
+def _chunks(training: Training, counts: Counts) -> Line:
+    """The chunks of the global batch; of several teachers, those of each by its name."""
+    if len(counts.chunks) == 1:
+        return {"chunks": counts.chunks[0]}
+    teachers = training.config.teachers
+    return {f"chunks/{teacher.name}": chunks for teacher, chunks in zip(teachers, counts.chunks, strict=True)}
 
 
 def _used_ratio(training: Training, means: dict[str, float | None], kd_weight: float) -> float:

@@ -1,0 +1,63 @@
+"""Prepared data as a run asks for it: which of its teachers are the run's, and how long their sequences are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nemo_xtoken.config import DataConfig, TeacherConfig
+from nemo_xtoken.data.dataset import PackedDataset
+from nemo_xtoken.data.manifest import Manifest
+from nemo_xtoken.data.prepared import PreparedData
+from nemo_xtoken.errors import ConfigError, DataError
+
+
+def teacher_numbers(teachers: Sequence[TeacherConfig], manifest: Manifest, path: str) -> tuple[int, ...]:
+    """For each teacher of a run, its number among those of the data at `path`.
+
+    It is the one of the name `prepared_as`, else of the teacher's own name. Where both have one teacher only, a name
+    that is not asked for decides nothing. Two teachers may have the same tokens. Raises DataError for a missing one.
+    """
+    if teachers and not manifest.teachers:
+        raise DataError(f"{path} was prepared without a teacher; prepare it with --teacher, or set teachers=[]")
+    only = len(teachers) == len(manifest.teachers) == 1
+    numbers: list[int] = []
+    for i, teacher in enumerate(teachers):
+        wanted = teacher.prepared_as or teacher.name
+        if wanted in manifest.teacher_names:
+            numbers.append(manifest.teacher_names.index(wanted))
+        elif only and teacher.prepared_as is None:
+            numbers.append(0)
+        else:
+            raise DataError(
+                f"{path} has no teacher {wanted!r}, it was prepared with {', '.join(manifest.teacher_names)}; "
+                f"prepare it with --teacher {wanted}=SPEC, or say which of these it is: teachers.{i}.prepared_as=NAME"
+            )
+    return tuple(numbers)
+
+
+def check_lengths(data: DataConfig, manifest: Manifest, path: str) -> None:
+    """Raises ConfigError where `teacher_lengths` names a teacher that the data at `path` does not have."""
+    for i, entry in enumerate(data.teacher_lengths):
+        if entry.teacher not in manifest.teacher_names:
+            raise ConfigError(
+                f"data.teacher_lengths.{i} is of {entry.teacher!r}, but {path} was prepared with "
+                f"{', '.join(manifest.teacher_names) or 'no teacher'}; give it one of these names"
+            )
+
+
+def teacher_lengths(data: DataConfig, manifest: Manifest) -> tuple[int, ...]:
+    """The sequence lengths of all teachers of prepared data, in its order."""
+    return tuple(data.teacher_length(name) for name in manifest.teacher_names)
+
+
+def packed_dataset(data: DataConfig, teachers: Sequence[TeacherConfig], path: str) -> PackedDataset:
+    """The samples of the data at `path`, with a sequence for each teacher of a run, in the run's order."""
+    prepared = PreparedData.open(path)
+    return PackedDataset(
+        prepared,
+        data.student_sequence_length,
+        teacher_lengths(data, prepared.manifest),
+        data.seed,
+        data.exact_chunks_only,
+        teacher_numbers(teachers, prepared.manifest, path),
+    )
