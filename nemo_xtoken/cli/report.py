@@ -12,9 +12,7 @@ import typer
 def report(
     run_dir: Annotated[Path, typer.Argument(help="The directory of a run.")],
     control: Annotated[Path | None, typer.Option(help="The run to compare with.")] = None,
-    projection: Annotated[
-        Path | None, typer.Option(help="The file of W; by default that of the first teacher.")
-    ] = None,
+    projection: Annotated[Path | None, typer.Option(help="The file of W; by default those of all teachers.")] = None,
     sentence: Annotated[str | None, typer.Option(help="The text whose alignment is shown.")] = None,
     out: Annotated[Path | None, typer.Option(help="The page; by default report.html in RUN_DIR.")] = None,
 ) -> None:

@@ -1,7 +1,13 @@
 """The projection matrix W: which teacher tokens a student token stands for. Built once per pair, kept as a file."""
 
 from nemo_xtoken.projection.audit import Audit, ClassCoverage, EmptyRows, audit
-from nemo_xtoken.projection.automatic import KnownTokenizer, automatic_path, build_if_missing, find_automatic
+from nemo_xtoken.projection.automatic import (
+    KnownTokenizer,
+    automatic_path,
+    build_if_missing,
+    find_automatic,
+    newest_automatic,
+)
 from nemo_xtoken.projection.build import BuildOptions, build
 from nemo_xtoken.projection.classes import CRITICAL_CLASSES, TokenClass, token_class
 from nemo_xtoken.projection.empty_rows import EmptyReason, empty_rows
@@ -25,5 +31,6 @@ __all__ = [
     "common_set",
     "empty_rows",
     "find_automatic",
+    "newest_automatic",
     "token_class",
 ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from nemo_xtoken import tokenizers
+from nemo_xtoken.config import TeacherConfig
 from nemo_xtoken.config_io import load_run
 from nemo_xtoken.errors import XTokenError
-from nemo_xtoken.projection import Audit, ProjectionMatrix, audit, find_automatic
+from nemo_xtoken.projection import Audit, ProjectionMatrix, audit, newest_automatic
 from nemo_xtoken.report.aligned_tokens import AlignedSentence, align_sentence
 from nemo_xtoken.report.chart import Chart, Series, line_chart
 from nemo_xtoken.report.corner import Corner, corner
@@ -45,7 +47,7 @@ def write_report(
 
     run_dir     a run's directory
     control     the run to compare with
-    projection  the file of W; by default that of the run's first teacher
+    projection  the file of W; by default those of the run's teachers
     sentence    the text whose alignment is shown; by default one with numbers in it
     out         the page's path; by default `report.html` in the run's directory
     A part that there is nothing for is left out, and the page says so. Raises DataError where a run directory is
@@ -53,12 +55,12 @@ def write_report(
     """
     run = read_run(run_dir)
     baseline = read_run(control) if control else None
-    pair, pair_reason = read_pair(run, projection, sentence or DEFAULT_SENTENCE)
-    page = render(run, baseline, pair, pair_reason)
+    pairs, reason = read_pairs(run, projection, sentence or DEFAULT_SENTENCE)
+    page = render(run, baseline, pairs, reason)
     return write_page(out or run_dir / "report.html", page)
 
 
-def render(run: RunRecord, control: RunRecord | None, pair: Pair | None, pair_reason: str) -> str:
+def render(run: RunRecord, control: RunRecord | None, pairs: Sequence[Pair], reason: str) -> str:
     """The page's HTML; every text that is not the template's own is escaped."""
     return template("page.html.j2", weight=write_weight).render(
         run=run,
@@ -66,8 +68,8 @@ def render(run: RunRecord, control: RunRecord | None, pair: Pair | None, pair_re
         comparisons=compare_runs(run, control),
         charts=charts(run, control),
         totals=totals(run),
-        pair=pair,
-        pair_reason=pair_reason,
+        pairs=pairs,
+        reason=reason,
         versions=versions(),
     )
 
@@ -79,21 +81,27 @@ def write_weight(weight: float) -> str:
     return f"{weight:.2f}" if weight >= 0.01 else f"{weight:.3f}" if weight >= 0.001 else "<.001"
 
 
-def read_pair(run: RunRecord, projection: Path | None, sentence: str) -> tuple[Pair | None, str]:
-    """The pair of tokenizers behind a projection, or None and the reason in a sentence."""
+def read_pairs(run: RunRecord, projection: Path | None, sentence: str) -> tuple[list[Pair], str]:
+    """The pairs of tokenizers behind the projections of a run, or none and the reason in a sentence."""
     if projection is not None:
-        return load_pair(projection, sentence), ""
+        return [load_pair(projection, sentence)], ""
     try:
         config = load_run(run.path / CONFIG_FILE, ()) if run.config_text else None
         if config is None or not config.teachers:
-            return None, "This run has no teacher, so there is no pair of tokenizers to show."
-        named = config.teachers[0].projection
-        path = find_automatic(run.path) if named is None else Path(named)
-        if path is None:
-            return None, "This run has not built its projection yet, so there is no pair of tokenizers to show."
-        return load_pair(path, sentence), ""
+            return [], "This run has no teacher, so there is no pair of tokenizers to show."
+        paths = projection_files(run.path, config.teachers)
+        if not paths:
+            return [], "This run has not built its projection yet, so there is no pair of tokenizers to show."
+        return [load_pair(path, sentence) for path in paths], ""
     except XTokenError as error:
-        return None, f"The pair of tokenizers could not be read: {error}"
+        return [], f"The pair of tokenizers could not be read: {error}"
+
+
+def projection_files(run_dir: Path, teachers: Sequence[TeacherConfig]) -> list[Path]:
+    """The files of W of a run's teachers, each once: those that the config names, then those that the run has built."""
+    named = [Path(teacher.projection) for teacher in teachers if teacher.projection is not None]
+    built = newest_automatic(run_dir, len(teachers) - len(named))
+    return list(dict.fromkeys([*named, *built]))
 
 
 def load_pair(projection: Path, sentence: str) -> Pair:
@@ -124,20 +132,36 @@ def charts(run: RunRecord, control: RunRecord | None) -> list[Chart]:
         mine = Series(run.name, "run", run.curve(key))
         return [mine] if control is None else [mine, Series(control.name, "control", control.curve(key))]
 
-    masses = [
-        Series(f"{run.name}: {side}", style, run.curve(f"{side}_uncommon_mass"))
-        for side, style in (("student", "run"), ("teacher", "control"))
-    ]
     drawn = (
         line_chart("Cross-entropy", "nats per token, on the training text", both("ce")),
         line_chart("Distillation loss", "nats per chunk", both("kd")),
-        line_chart("Agreement", "share of chunks whose likeliest token is the teacher's", both("top_1_agreement")),
-        line_chart("Uncommon tokens", "probability of tokens that are not in the common set, mean over chunks", masses),
+        *(chart for teacher in teachers_of(run) for chart in teacher_charts(run, teacher, both)),
         line_chart("Balance ratio", "what the distillation loss is multiplied by", both("ratio")),
         line_chart("Gradient norm", "before clipping", both("grad_norm")),
         line_chart("Speed", "student tokens per second", both("tokens_per_second")),
     )
     return [chart for chart in drawn if chart is not None]
+
+
+def teachers_of(run: RunRecord) -> list[str]:
+    """The names of several teachers, as the run's metrics have them; one without a name where there is one or none."""
+    keys = run.metrics[-1] if run.metrics else ()
+    return [key.removeprefix("kd/") for key in keys if key.startswith("kd/")] or [""]
+
+
+def teacher_charts(run: RunRecord, teacher: str, both: Callable[[str], list[Series]]) -> list[Chart | None]:
+    """The curves of one teacher; of several, each has its own loss as well."""
+    title, key = (f", {teacher}", f"/{teacher}") if teacher else ("", "")
+    masses = [
+        Series(f"{run.name}: {side}", style, run.curve(f"{side}_uncommon_mass{key}"))
+        for side, style in (("student", "run"), ("teacher", "control"))
+    ]
+    agreement, mass = "share of chunks whose likeliest token is the teacher's", "probability of tokens that are not in"
+    return [
+        line_chart(f"Distillation loss{title}", "nats per chunk", both(f"kd{key}")) if teacher else None,
+        line_chart(f"Agreement{title}", agreement, both(f"top_1_agreement{key}")),
+        line_chart(f"Uncommon tokens{title}", f"{mass} the common set, mean over chunks", masses),
+    ]
 
 
 def totals(run: RunRecord) -> list[tuple[str, str]]:

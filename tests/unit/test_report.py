@@ -150,6 +150,42 @@ def test_the_pair_is_that_of_the_projection_which_the_run_names_or_has_built(
     assert "Recommended loss: P-KL" in write_report(run).read_text()
 
 
+def test_a_run_with_several_teachers_shows_each(tmp_path: Path, pair_file: Path) -> None:
+    run = write_run(tmp_path / "run", kd=False)
+    with (run / "metrics.jsonl").open("w") as file:
+        for step in (1, 2, 3):
+            own = {
+                f"{name}/{teacher}": value for teacher in ("own", "other") for name, value in of_a_teacher(step).items()
+            }
+            file.write(json.dumps({"step": step, "ce": 2 / step, "kd": 3 / step, **own}) + "\n")
+    student = rank_file(tmp_path / "student.tiktoken", [b"20", b"201", b"75", b"he"])
+    same = projection.build(tokenizers.load(student), tokenizers.load(student))
+    same.save(run / "projection-0123.safetensors")
+    model = ModelConfig(num_layers=1, hidden_size=8, num_attention_heads=1)
+    config = RunConfig(
+        run_dir=str(run),
+        student=model,
+        teachers=(
+            TeacherConfig(name="other", model=model, checkpoint="t", projection=str(pair_file)),
+            TeacherConfig(name="own", model=model, checkpoint="t"),
+        ),
+        data=DataConfig(path="d", student_sequence_length=8, teacher_sequence_length=8),
+        optimizer=OptimizerConfig(lr=1e-3),
+        train=TrainConfig(steps=3, micro_batch_size=1, global_batch_size=1),
+    )
+    save_run(config, run / "config.yaml")
+    html = write_report(run).read_text()
+    assert Balance(html).loads == []
+    for title in (
+        "Distillation loss",
+        *(f"{name}, {t}" for name in ("Distillation loss", "Agreement") for t in ("own", "other")),
+    ):
+        assert f"<h3>{title}</h3>" in html
+    for teacher in (tmp_path / "teacher.tiktoken", tmp_path / "student.tiktoken"):
+        assert f"find in the teacher, {teacher}?pattern=cl100k</h2>" in html
+    assert "so no row of W spreads over several" in html
+
+
 def test_a_missing_run_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
         write_report(tmp_path / "nowhere")
