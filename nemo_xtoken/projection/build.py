@@ -46,7 +46,8 @@ def build(
 ) -> ProjectionMatrix:
     """W for a pair of tokenizers (X-Token, arXiv 2605.21699).
 
-    Pass 1: W[s, t] = 1 where the tokens' bytes are equal, or two special tokens stand for the same.
+    Pass 1: W[s, t] = 1 where the tokens' bytes are equal, or two special tokens stand for the same. Of one tokenizer on
+    both sides each token is its own partner, also where several have the same bytes: W is the identity.
     Pass 2, for the rest: the teacher encodes the student token as tau_0, tau_1, ...; W[s, tau_i] gains beta·gamma^i.
     Reverse pass, an option: a teacher token t that has no weight after these is encoded by the student as sigma_0,
     sigma_1, ...; W[sigma_i, t] gains beta·gamma^i, but for the rows of pass 1. A teacher token all of whose sigma are
@@ -76,6 +77,10 @@ def exact_partners(
     student: Tokenizer, teacher: Tokenizer, teacher_ids: Mapping[bytes, int] | None = None
 ) -> NDArray[np.int32]:
     """[V_S] int32, the teacher token that each student token equals, -1 for none: pass 1 of `build`."""
+    if student.fingerprint == teacher.fingerprint:
+        used = has_bytes(student)
+        used[list(student.special_roles)] = True
+        return np.where(used, np.arange(student.vocab_size, dtype=np.int32), NO_TOKEN)
     known = byte_vocabulary(teacher) if teacher_ids is None else teacher_ids
     tokens = map(student.token_bytes, range(student.vocab_size))
     partners = np.fromiter((known.get(token, NO_TOKEN) for token in tokens), np.int32, student.vocab_size)

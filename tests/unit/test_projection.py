@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nemo_xtoken import tokenizers as published
 from nemo_xtoken.errors import ProjectionError
+from nemo_xtoken.losses.projected_kl import check_same_tokenizer
 from nemo_xtoken.projection import CRITICAL_CLASSES, ProjectionMatrix, TokenClass, audit, build, common_set
 from tests.longest_match import BYTES, DIGITS, LongestMatch, entries
+from tests.small_tokenizers import LIKE_LLAMA, sentencepiece_file
 
 
 def test_201_becomes_2_0_1_with_the_weights_of_the_paper() -> None:
@@ -284,3 +288,16 @@ def test_the_audit_refuses_another_pair() -> None:
         audit(matrix, teacher, student)
     with pytest.raises(ProjectionError, match="teacher"):
         audit(matrix, student, LongestMatch(DIGITS[:5]))
+
+
+def test_of_one_tokenizer_on_both_sides_w_is_the_identity_also_where_tokens_have_the_same_bytes(tmp_path: Path) -> None:
+    tokenizer = published.load(str(sentencepiece_file(tmp_path, **LIKE_LLAMA)))
+    contents = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+    assert contents.count(b"a") == 2, "a piece of its own, and a byte of the fallback"
+    matrix = build(tokenizer, tokenizer)
+    ids = np.arange(tokenizer.vocab_size)
+    filled = ~matrix.empty_rows
+    assert filled[[bool(content) for content in contents]].all()
+    assert (matrix.indices[filled, 0] == ids[filled]).all()
+    assert (matrix.weights[filled] == [1, 0, 0, 0]).all()
+    check_same_tokenizer(matrix)
