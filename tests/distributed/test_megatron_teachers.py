@@ -96,16 +96,31 @@ def run(
     return replace(config, teachers=(of_bytes, own), data=data)
 
 
+def three(folder: Path, name: str, parallel: ParallelConfig | None = None) -> RunConfig:
+    """With a third one, which has the tokens of the first and another loss."""
+    config = run(folder, name, parallel=parallel)
+    of_bytes, _ = config.teachers
+    common = replace(of_bytes, name="common", weight=0.1, prepared_as="bytes", learn_projection=False)
+    return replace(config, teachers=(*config.teachers, replace(common, loss=LossConfig(mode="h_kl", merge="first"))))
+
+
+@pytest.fixture(scope="module")
+def three_alone(folder: Path) -> list[dict[str, float]]:
+    return curve(three(folder, "three_alone"))
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_every_layout_gives_the_same_curve(folder: Path, name: str) -> None:
-    alone = toy.metrics(run(folder, "alone"))
+def test_every_layout_gives_the_same_curve(folder: Path, three_alone: list[dict[str, float]], name: str) -> None:
+    alone = three_alone
     assert alone[-1]["ce"] < alone[0]["ce"]
+    assert 0 < alone[0]["teacher_uncommon_mass/common"] < 1
+    assert alone[0]["chunks/common"] > alone[0]["chunks/bytes"]
     for key in ("kd/bytes", "kd/own", "teacher_entropy/own", "chunks/own", "chunk_tokens/own"):
         assert alone[0][key] > 0
-    assert_same_curve(curve(run(folder, name, parallel=LAYOUTS[name])), alone)
+    assert_same_curve(curve(three(folder, name, LAYOUTS[name])), alone)
     learnt = [
         ProjectionMatrix.load(learnt_projection_path(files.checkpoint_path(folder / run_name, 6), "bytes")).weights
-        for run_name in (name, "alone")
+        for run_name in (name, "three_alone")
     ]
     assert learnt[0] == pytest.approx(learnt[1], abs=1e-5)
 

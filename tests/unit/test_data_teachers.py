@@ -15,10 +15,12 @@ import torch
 
 from nemo_xtoken import tokenizers
 from nemo_xtoken.cli.app import run
+from nemo_xtoken.config import DataConfig, ModelConfig, TeacherConfig, TeacherLength
 from nemo_xtoken.data import GlobalBatches, Manifest, PackedDataset, PreparedData, collate, inspect, prepare
 from nemo_xtoken.data.indexed import IndexedWriter
 from nemo_xtoken.data.packing import pack
 from nemo_xtoken.data.pieces import cut_pieces
+from nemo_xtoken.data.run_data import packed_dataset, teacher_numbers
 from nemo_xtoken.data.teacher_names import named_values, whole_numbers
 from nemo_xtoken.errors import ConfigError, DataError
 from nemo_xtoken.types import IGNORED_LABEL
@@ -184,6 +186,38 @@ def test_a_batch_is_one_pair_for_each_teacher_with_one_students_tensors(prepared
             assert torch.equal(pair.chunks.teacher_end, alone.chunks.teacher_end)
             assert torch.equal(pair.chunks.student_end, alone.chunks.student_end)
             assert torch.equal(pair.chunks.mask, alone.chunks.mask)
+
+
+def test_data_with_its_teachers_in_another_order_or_with_more_gives_the_same_pairs(tmp_path: Path) -> None:
+    """As in a blend, where every part is asked for the run's teachers by name."""
+    source = write_jsonl(tmp_path / "text.jsonl", TEXTS)
+    for folder, names in (("a", ("short", "long")), ("b", ("own", "long", "short"))):
+        prepare([source], tmp_path / folder, STUDENT, {name: TEACHERS[name] for name in names})
+    model = ModelConfig(num_layers=1, hidden_size=8, num_attention_heads=1)
+    teachers = [TeacherConfig(name=name, model=model, checkpoint="t") for name in ("long", "short")]
+    data = DataConfig(
+        path="a",
+        student_sequence_length=100,
+        teacher_sequence_length=1000,
+        teacher_lengths=(TeacherLength(teacher="short", sequence_length=150),),
+    )
+    first, second = (packed_dataset(data, teachers, str(tmp_path / folder)).sample(3) for folder in ("a", "b"))
+    assert [len(sequence.tokens) for sequence in first.teachers] == [1000, 150]
+    assert (first.student.tokens == second.student.tokens).all()
+    for ours, theirs in zip(first.teachers, second.teachers, strict=True):
+        assert (ours.tokens == theirs.tokens).all()
+        assert (ours.chunk_rows == theirs.chunk_rows).all()
+
+
+def test_a_single_teacher_is_found_whatever_its_name(prepared: PreparedData, tmp_path: Path) -> None:
+    manifest = prepare([write_jsonl(tmp_path / "text.jsonl", ["a"])], tmp_path / "out", STUDENT, TEACHERS["long"])
+    model = ModelConfig(num_layers=1, hidden_size=8, num_attention_heads=1)
+    phi, qwen = (TeacherConfig(name=name, model=model, checkpoint="t") for name in ("phi", "qwen"))
+    assert teacher_numbers([phi], manifest, "out") == (0,)
+    assert teacher_numbers([], prepared.manifest, "out") == ()
+    for teachers, found in (([phi], prepared.manifest), ([phi, qwen], manifest)):
+        with pytest.raises(DataError, match=r"out has no teacher 'phi', .* teachers\.0\.prepared_as=NAME"):
+            teacher_numbers(teachers, found, "out")
 
 
 def test_data_of_one_teacher_from_before_teachers_had_names_is_read(tmp_path: Path) -> None:
