@@ -206,7 +206,10 @@ class Objective:
         return balancing_ratio(total, ce, max_ratio)
 
     def _report(self, numerator: Tensor, num_tokens: Tensor, terms: Sequence[LossTerms]) -> Report:
-        """The loss and all metrics; of several teachers, what is not of the student alone has the teacher's name."""
+        """The loss and all metrics; of several teachers, what is not of the student alone has the teacher's name.
+
+        `kd` of a single teacher has its weight, as L_KD; of several see `with_total`.
+        """
         loss = numerator.detach().clone()
         report = {"loss": torch.stack([loss, num_tokens.to(loss)])}
         names = [teacher.name for teacher in self.teachers] if len(terms) > 1 else [""]
@@ -214,6 +217,8 @@ class Objective:
             for metric, value in term.metrics.items():
                 key = metric if metric in OF_THE_STUDENT or not name else f"{metric}/{name}"
                 report.setdefault(key, torch.stack([value.total, value.count]).detach().clone())
+        if len(self.teachers) == 1:
+            report["kd"][0] *= self.teachers[0].weight
         return report
 
 
@@ -235,14 +240,13 @@ def sum_reports(reports: Sequence[Mapping[str, Tensor]], layout: Layout) -> dict
 
 
 def with_total(means: Mapping[str, float | None], teachers: Sequence[TeacherConfig]) -> dict[str, float | None]:
-    """Means of all that is reported, with L_KD over all teachers as `kd`: the sum of weight · L_KD of each.
+    """Means of all that is reported, for several teachers with L_KD as `kd`: the sum of weight · L_KD of each.
 
     A teacher without a counted chunk has no part in it; without any it is None.
     """
-    if not teachers:
+    if len(teachers) < 2:
         return dict(means)
-    keys = ["kd"] if len(teachers) == 1 else [f"kd/{teacher.name}" for teacher in teachers]
-    parts = [(teacher.weight, means[key]) for teacher, key in zip(teachers, keys, strict=True)]
+    parts = [(teacher.weight, means[f"kd/{teacher.name}"]) for teacher in teachers]
     counted_parts = [weight * mean for weight, mean in parts if mean is not None]
     total = {"kd": sum(counted_parts) if counted_parts else None}
     first = {name: means[name] for name in ("loss", *OF_THE_STUDENT)}
