@@ -35,13 +35,14 @@ def teacher_numbers(teachers: Sequence[TeacherConfig], manifest: Manifest, path:
     return tuple(numbers)
 
 
-def check_lengths(data: DataConfig, manifest: Manifest, path: str) -> None:
-    """Raises ConfigError where `teacher_lengths` names a teacher that the data at `path` does not have."""
+def check_lengths(data: DataConfig, manifests: Sequence[Manifest]) -> None:
+    """Raises ConfigError where `teacher_lengths` names a teacher that none of the training data has."""
+    names = list(dict.fromkeys(name for manifest in manifests for name in manifest.teacher_names))
     for i, entry in enumerate(data.teacher_lengths):
-        if entry.teacher not in manifest.teacher_names:
+        if entry.teacher not in names:
             raise ConfigError(
-                f"data.teacher_lengths.{i} is of {entry.teacher!r}, but {path} was prepared with "
-                f"{', '.join(manifest.teacher_names) or 'no teacher'}; give it one of these names"
+                f"data.teacher_lengths.{i} is of {entry.teacher!r}, but the data was prepared with "
+                f"{', '.join(names) or 'no teacher'}; give it one of these names"
             )
 
 

@@ -74,6 +74,7 @@ def set_up(config: RunConfig, layout: Layout) -> Training:
     for part, other in zip(config.data.parts, manifests, strict=True):
         check(config, part.path, other)
         check_same_tokenizers(config, part.path, other, manifest)
+    check_lengths(config.data, manifests)
     if config.data.validation_path is not None:
         validation = PreparedData.open(config.data.validation_path).manifest
         check_same_tokenizers(config, config.data.validation_path, validation, manifest)
@@ -120,10 +121,9 @@ def check(config: RunConfig, path: str, manifest: Manifest) -> None:
             f"student.vocab_size {student_vocab} is less than the {manifest.student.vocab_size} ids of the data's "
             "student tokenizer; raise it or set it to null"
         )
-    teacher_numbers(config.teachers, manifest, path)
-    check_lengths(config.data, manifest, path)
+    teachers = _prepared_teachers(config, manifest, path)
     _check_length("data.student_sequence_length", config.data.student_sequence_length, config.parallel)
-    for teacher in _prepared_teachers(config, manifest, path):
+    for teacher in teachers:
         own = any(entry.teacher == teacher.name for entry in config.data.teacher_lengths)
         key = f"the length of {teacher.name} in data.teacher_lengths" if own else "data.teacher_sequence_length"
         _check_length(key, config.data.teacher_length(teacher.name), config.parallel)

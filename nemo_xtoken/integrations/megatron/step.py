@@ -91,8 +91,8 @@ class StudentOutput(NamedTuple):
     options: parallel.HeadOptions
 
 
-class TeacherSide:
-    """One teacher beside a micro batch: the pair of its sequences and the student's, and its final hidden states."""
+class TeacherOutput:
+    """One teacher on a micro batch: the pair of its sequences and the student's, and its final hidden states."""
 
     def __init__(self, teacher: ColocatedTeacher, pair: DistillBatch) -> None:
         self.teacher, self.pair = teacher, pair
@@ -139,14 +139,15 @@ class Objective:
         """
         gpt = unwrap(model)
         student = StudentOutput(rows(hidden), head_weight(gpt), head_options(gpt))
-        sides = [
-            TeacherSide(teacher, pair) for teacher, pair in zip(self.teachers, batch.pairs, strict=bool(self.teachers))
+        outputs = [
+            TeacherOutput(teacher, pair)
+            for teacher, pair in zip(self.teachers, batch.pairs, strict=bool(self.teachers))
         ]
-        kd_scales = scales.kd or (0.0,) * len(sides)
-        if scales.micro_batch_max_ratio is not None and sides:
-            ratio = self._micro_batch_ratio(scales.micro_batch_max_ratio, student, sides)
+        kd_scales = scales.kd or (0.0,) * len(outputs)
+        if scales.micro_batch_max_ratio is not None and outputs:
+            ratio = self._micro_batch_ratio(scales.micro_batch_max_ratio, student, outputs)
             kd_scales = tuple(scale * ratio for scale in kd_scales)
-        terms = self._compare(student, batch, sides, kd_scales, scales.ce)
+        terms = self._compare(student, batch, outputs, kd_scales, scales.ce)
         num_tokens = terms[0].metrics["ce"].count.int()
         numerator = torch.stack([term.numerator for term in terms]).sum()
         return numerator, num_tokens, self._report(numerator, num_tokens, terms)
@@ -155,7 +156,7 @@ class Objective:
         self,
         student: StudentOutput,
         batch: DistillBatch,
-        sides: Sequence[TeacherSide],
+        outputs: Sequence[TeacherOutput],
         kd_scales: Sequence[float],
         ce_scale: float,
     ) -> list[LossTerms]:
@@ -164,23 +165,28 @@ class Objective:
         Each teacher's call makes the logits of the student anew, block by block, and has a gradient of the head of its
         own until the backward pass: the head's products and its gradient's memory are once for each teacher.
         """
-        if not sides:
+        if not outputs:
             return [self._loss(student, None, batch, 0.0, ce_scale)]
-        kd_scales = [scale * side.teacher.weight for scale, side in zip(kd_scales, sides, strict=True)]
-        ce_scales = [ce_scale, *[0.0] * (len(sides) - 1)]
+        kd_scales = [scale * output.teacher.weight for scale, output in zip(kd_scales, outputs, strict=True)]
+        ce_scales = [ce_scale, *[0.0] * (len(outputs) - 1)]
         return [
-            self._loss(student, side, side.pair, kd, ce)
-            for side, kd, ce in zip(sides, kd_scales, ce_scales, strict=True)
+            self._loss(student, output, output.pair, kd, ce)
+            for output, kd, ce in zip(outputs, kd_scales, ce_scales, strict=True)
         ]
 
     def _loss(
-        self, student: StudentOutput, side: TeacherSide | None, batch: DistillBatch, kd_scale: float, ce_scale: float
+        self,
+        student: StudentOutput,
+        output: TeacherOutput | None,
+        batch: DistillBatch,
+        kd_scale: float,
+        ce_scale: float,
     ) -> LossTerms:
-        teacher = None if side is None else side.teacher
+        teacher = None if output is None else output.teacher
         return parallel.distillation_loss(
             student.hidden,
             student.head,
-            None if side is None else side.hidden,
+            None if output is None else output.hidden,
             None if teacher is None else teacher.head,
             batch,
             None if teacher is None else teacher.pair,
@@ -196,13 +202,13 @@ class Objective:
         )
 
     @torch.no_grad()
-    def _micro_batch_ratio(self, max_ratio: float, student: StudentOutput, sides: Sequence[TeacherSide]) -> float:
-        terms = self._compare(student, sides[0].pair, sides, [0.0] * len(sides), 0.0)
+    def _micro_batch_ratio(self, max_ratio: float, student: StudentOutput, outputs: Sequence[TeacherOutput]) -> float:
+        terms = self._compare(student, outputs[0].pair, outputs, [0.0] * len(outputs), 0.0)
         metrics = [terms[0].metrics["ce"], *(term.metrics["kd"] for term in terms)]
         sums = torch.stack([torch.stack([metric.total, metric.count]) for metric in metrics])
         dist.all_reduce(sums, group=self.layout.groups.cp)
         ce, *kd = (sums[:, 0] / sums[:, 1].clamp(min=1)).tolist()
-        total = sum(side.teacher.weight * mean for side, mean in zip(sides, kd, strict=True))
+        total = sum(output.teacher.weight * mean for output, mean in zip(outputs, kd, strict=True))
         return balancing_ratio(total, ce, max_ratio)
 
     def _report(self, numerator: Tensor, num_tokens: Tensor, terms: Sequence[LossTerms]) -> Report:
