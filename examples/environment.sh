@@ -3,8 +3,13 @@
 #   . examples/environment.sh
 #   make_environment .venv tests/locks/base.txt      # one or more lock files; then use .venv/bin/python
 #
-# What is there already is reused; a lock file that has changed makes a new environment. PYTHON=... chooses the
-# interpreter. Fails with one line on stderr and status 2 where the machine lacks something.
+# A lock file pins every package that is to be installed; what the packages themselves ask for is not looked at, but for
+# torch, whose builds differ in the CUDA libraries that they name. A line "# Python 3.12" in the first lock file asks for
+# that Python; without one 3.11 or newer will do, and PYTHON=... chooses it.
+#
+# What is there already is reused; a lock file that has changed makes a new environment. Fails with one line on stderr and
+# status 2 where the machine lacks something.
+# shellcheck shell=bash
 
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -12,7 +17,7 @@ checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 make_environment() {
   local directory=$1 python version lock
   shift
-  python=$(find_python) || return
+  python=$(find_python "$1") || return
   version=$("$python" --version)
   for lock in "$@"; do
     if is_outdated "$directory" "$(stamp "$directory" "$lock")" "$version $(digest "$lock")"; then
@@ -21,23 +26,50 @@ make_environment() {
   done
   for lock in "$@"; do
     install "$directory" "$(stamp "$directory" "$lock")" "$version $(digest "$lock")" \
-      "$(grep -c == "$lock") packages of $lock" -r "$lock" || return
+      "$(grep -c == "$lock") packages of $lock" --no-deps -r "$lock" || return
+    install_libraries_of_torch "$directory" "$(grep '^torch==' "$lock")" || return
   done
   install "$directory" "$directory/project.stamp" "$checkout $(digest "$checkout/pyproject.toml")" \
     "nemo-xtoken from $checkout" --no-deps --no-build-isolation -e "$checkout"
 }
 
-# find_python: prints an interpreter of version 3.11 or newer.
+# find_python LOCKFILE: prints an interpreter of the version that the lock file is for.
 find_python() {
-  local candidate
-  for candidate in ${PYTHON:-python3.11 python3 python3.12 python3.13}; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+  local lock=$1 version candidate
+  version=$(sed -n 's/^# Python \(3\.[0-9]*\)$/\1/p' "$lock")
+  while read -r candidate; do
+    if is_python "$candidate" "$version"; then
       command -v "$candidate"
       return
     fi
-  done
-  echo "error: no Python 3.11 or newer found; try: apt-get install python3 python3-venv" >&2
+  done < <(pythons "$version")
+  if [ -z "$version" ]; then
+    echo "error: no Python 3.11 or newer found; try: apt-get install python3 python3-venv" >&2
+  else
+    echo "error: $lock is for Python $version, which is neither on PATH nor among the Pythons of pyenv or uv; try:" \
+      "uv python install $version, or pyenv install $version, or apt-get install python$version-venv where that exists" >&2
+  fi
   return 2
+}
+
+# pythons [VERSION]: interpreters to try, one a line.
+pythons() {
+  local version=$1
+  if [ -z "$version" ]; then
+    # shellcheck disable=SC2086  # several words
+    printf '%s\n' ${PYTHON:-python3.11 python3 python3.12 python3.13}
+  else
+    printf '%s\n' "${PYTHON:-python$version}" "python$version" \
+      "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin/python \
+      "${XDG_DATA_HOME:-$HOME/.local/share}/uv/python/cpython-$version".*/bin/python
+  fi
+}
+
+# is_python COMMAND [VERSION]: whether it runs, and is of this version; 3.11 or newer where none is given.
+is_python() {
+  local wanted="sys.version_info >= (3, 11)"
+  [ -z "$2" ] || wanted="'%d.%d' % sys.version_info[:2] == '$2'"
+  "$1" -c "import sys; sys.exit(not $wanted)" >/dev/null 2>&1 </dev/null
 }
 
 # stamp DIR LOCKFILE: the file that says which state of the lock file is installed.
@@ -71,4 +103,9 @@ install() {
     return 2
   fi
   echo "$state" >"$stamp"
+}
+
+# install_libraries_of_torch DIR PIN: what the build of torch that is there asks for; nothing for an empty pin.
+install_libraries_of_torch() {
+  [ -z "$2" ] || install "$1" "$1/torch.stamp" "$2" "the libraries of $2" "$2"
 }

@@ -20,6 +20,16 @@ CI = os.environ.get("CI") == "true"
 settings.register_profile("tests", deadline=None, derandomize=CI)  # a busy machine is no reason to fail
 settings.load_profile("tests")
 
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out the tests of a suite that has an environment of its own, unless they are asked for by name."""
+    tests = config.rootpath / "tests"
+    if collection_path.parent != tests or not (tests / "locks" / f"{collection_path.name}.txt").exists():
+        return None
+    asked = [(config.invocation_params.dir / argument.partition("::")[0]).resolve() for argument in config.args]
+    return None if any(path.is_relative_to(collection_path) for path in asked) else True
+
+
 HAS_CUDA = torch.cuda.device_count() > 0  # unlike is_available, leaves CUDA alone, so that tests may fork
 if not HAS_CUDA:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported

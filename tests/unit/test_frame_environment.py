@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 FAKE_PYTHON = """#!/bin/bash
@@ -35,12 +39,20 @@ def python(tmp_path: Path) -> Path:
 
 
 def make(python: Path, *locks: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    folder = python.parent
-    call = " ".join(["make_environment venv", *(locks or ["lock.txt"])])
-    script = f'set -euo pipefail; . "{CHECKOUT}/examples/environment.sh"; {call}'
-    variables = {**os.environ, "PYTHON": str(python), "CALLS": str(folder / "calls"), **environment}
+    variables = {"PYTHON": str(python), "CALLS": str(python.parent / "calls"), **environment}
+    return call(f"make_environment venv {' '.join(locks or ['lock.txt'])}", python.parent, **variables)
+
+
+def call(script: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A shell script after environment.sh."""
+    script = f'set -euo pipefail; . "{CHECKOUT}/examples/environment.sh"; {script}'
     return subprocess.run(
-        ["bash", "-c", script], cwd=folder, env=variables, capture_output=True, text=True, check=False
+        ["bash", "-c", script],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -92,6 +104,44 @@ def test_an_installation_that_failed_is_taken_up_again(python: Path) -> None:
     assert [call.split()[1] for call in calls(python)] == ["pip", "pip"]
 
 
+def test_packages_come_without_what_they_ask_for_but_torch(python: Path) -> None:
+    (python.parent / "lock.txt").write_text("a==1\ntorch==2.13.0\n")
+    assert make(python).returncode == 0
+    _, lock, torch, _ = calls(python)
+    assert lock.endswith("--no-deps -r lock.txt")
+    assert torch.endswith("--disable-pip-version-check torch==2.13.0")
+
+
+def old_pythons(folder: Path) -> dict[str, str]:
+    """Variables of a machine on which `python3.12` and PYTHON are other versions."""
+    (folder / "bin").mkdir()
+    for name in ("python3.12", "python3"):
+        (folder / "bin" / name).write_text("#!/bin/sh\nexit 1\n")
+        (folder / "bin" / name).chmod(0o755)
+    pyenv, uv = str(folder / "pyenv"), str(folder / "share")
+    return {"PATH": f"{folder / 'bin'}:/usr/bin:/bin", "PYTHON": "python3", "PYENV_ROOT": pyenv, "XDG_DATA_HOME": uv}
+
+
+@pytest.mark.parametrize("home", ["pyenv/versions/3.12.1/bin", "share/uv/python/cpython-3.12.9-linux/bin"])
+def test_a_lock_file_can_ask_for_a_python_version(tmp_path: Path, home: str) -> None:
+    machine = old_pythons(tmp_path)
+    (tmp_path / "lock.txt").write_text("# Python 3.12\na==1\n")
+    told = call("find_python lock.txt", tmp_path, **machine)
+    assert (told.returncode, told.stdout, len(told.stderr.splitlines())) == (2, "", 1)
+    assert told.stderr.startswith("error: lock.txt is for Python 3.12, which is neither on PATH nor")
+    (tmp_path / home).mkdir(parents=True)
+    (tmp_path / home / "python").write_text("#!/bin/sh\n")
+    (tmp_path / home / "python").chmod(0o755)
+    assert call("find_python lock.txt", tmp_path, **machine).stdout == f"{tmp_path / home}/python\n"
+
+
+def test_the_version_asked_for_is_the_one_that_is_looked_for() -> None:
+    major, minor = sys.version_info[:2]
+    wrong = f"{major}.{minor + 1}"
+    script = f'is_python "{sys.executable}" {major}.{minor} && ! is_python "{sys.executable}" {wrong}'
+    assert call(script, CHECKOUT).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("variable", "told"),
     [("OLD", "apt-get install python3 python3-venv"), ("NO_VENV", "apt-get install python3-venv")],
@@ -104,10 +154,32 @@ def test_what_the_machine_lacks_is_told_in_one_line(python: Path, variable: str,
     assert calls(python) == []
 
 
-def test_the_lock_files_pin_every_package_exactly() -> None:
-    pins: list[str] = []
-    for path in sorted((CHECKOUT / "tests" / "locks").glob("*.txt")):
-        pins += [line for line in path.read_text().splitlines() if not line.startswith("#")]
+def pins_of(*locks: Path) -> list[str]:
+    return [line for lock in locks for line in lock.read_text().splitlines() if not line.startswith("#")]
+
+
+LOCKS = CHECKOUT / "tests" / "locks"
+BASE = (LOCKS / "base.txt", LOCKS / "tools.txt")
+
+
+@pytest.mark.parametrize(
+    "locks",
+    [BASE, *((lock,) for lock in sorted(LOCKS.glob("*.txt")) if lock not in BASE)],
+    ids=lambda locks: locks[0].stem,
+)
+def test_a_lock_file_pins_every_package_exactly_and_once(locks: tuple[Path, ...]) -> None:
+    pins = pins_of(*locks)
     assert [pin for pin in pins if pin.count("==") != 1 or "+" in pin or "@" in pin] == []
-    names = [pin.partition("==")[0].lower() for pin in pins]
+    names = [canonicalize_name(pin.partition("==")[0]) for pin in pins]
     assert len(names) == len(set(names))
+
+
+def test_the_base_lock_files_hold_everything_that_their_packages_ask_for() -> None:
+    pinned = {canonicalize_name(pin.partition("==")[0]) for pin in pins_of(*BASE)}
+    asked = {
+        (name, canonicalize_name(requirement.name))
+        for name in pinned - {"torch"}  # what torch asks for depends on its build
+        for requirement in map(Requirement, importlib.metadata.requires(name) or ())
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    }
+    assert {(name, needed) for name, needed in asked if needed not in pinned} == set()
