@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from nemo_xtoken.errors import ConfigError, UnavailableError, XTokenError
 from nemo_xtoken.integrations.megatron import cpu_device, launch, megatron_facts
 from nemo_xtoken.integrations.megatron.launcher import rank_of_this_process
 from nemo_xtoken.integrations.megatron.local_ranks import Task, run_locally
+from nemo_xtoken.integrations.megatron.quiet import NOTES, keep_quiet
 from tests.distributed import toy
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -113,6 +115,17 @@ def test_the_package_imports_without_megatron_and_without_the_device_layer() -> 
         "assert 'megatron' not in sys.modules and torch.zeros(1).type() == 'torch.FloatTensor'"
     )
     subprocess.run([sys.executable, "-c", check], cwd=CHECKOUT, check=True, timeout=60)
+
+
+def test_notes_to_megatrons_developers_are_dropped_and_warnings_kept(caplog: pytest.LogCaptureFixture) -> None:
+    keep_quiet()
+    for name, words in NOTES.items():
+        logging.getLogger(name).warning(f"X {words}, see %s", "the guide")
+        logging.getLogger(name).warning("another warning")
+    logging.getLogger("megatron.core.optimizer").warning("GPTModel IS DEPRECATED, says another logger")
+    kept = [(record.name, record.msg) for record in caplog.records]
+    expected = [(name, "another warning") for name in NOTES]
+    assert kept == [*expected, ("megatron.core.optimizer", "GPTModel IS DEPRECATED, says another logger")]
 
 
 def test_facts_name_what_megatron_will_use() -> None:

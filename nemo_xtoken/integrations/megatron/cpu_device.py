@@ -22,7 +22,6 @@ import functools
 import importlib.util
 import sys
 import types
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import UnavailableError
+from nemo_xtoken.integrations.megatron.quiet import keep_quiet
 
 CPU = torch.device("cpu")
 FACTORIES = (
@@ -69,8 +69,7 @@ class NoStream:
 
 def choose_device(device: str) -> None:
     """Get this process ready to import megatron-core for "cpu" or "cuda"."""
-    warnings.filterwarnings("ignore", module="megatron")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    keep_quiet()
     if device == "cpu":
         install()
 
