@@ -320,6 +320,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     validation_interval: int = 0
     validation_batches: int = 8
+    hang_seconds: float = 1800.0
 
     def __post_init__(self) -> None:
         for name in (

@@ -24,12 +24,20 @@ T = TypeVar("T")
 _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 
 
-def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_run(path: str | Path, overrides: Sequence[str] = (), files: Sequence[str | Path] = ()) -> RunConfig:
     """Reads a run from a YAML file, with `key=value` overrides such as `teachers.0.loss.mode=h_kl` or `teachers=[]`.
 
-    Interpolations (`${data.path}`, `${oc.env:HOME}`) are resolved after the overrides. Raises ConfigError.
+    The keys of further files come over those of the first. Interpolations (`${data.path}`, `${oc.env:HOME}`) are
+    resolved after the overrides. Raises ConfigError.
     """
+    return load(RunConfig, path, overrides, files)
+
+
+def load(cls: type[T], path: str | Path, overrides: Sequence[str] = (), files: Sequence[str | Path] = ()) -> T:
+    """Reads a config dataclass from YAML files as `load_run` does. Raises ConfigError."""
     tree = _read_yaml(Path(path))
+    for file in files:
+        tree.merge_with(_read_yaml(Path(file)))
     for override in overrides:
         _apply(tree, override)
     try:
@@ -38,7 +46,7 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         key = f"{error.full_key}: " if error.full_key else ""
         raise ConfigError(f"{path}: {key}{_first_line(error)}") from error
     try:
-        return from_dict(RunConfig, data)
+        return from_dict(cls, data)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -84,7 +92,7 @@ def _read_yaml(path: Path) -> DictConfig:
     try:
         tree = OmegaConf.load(path)
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; expected a run config in YAML") from error
+        raise ConfigError(f"{path}: no such file; expected a config in YAML") from error
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {error.problem or error.context}") from error
@@ -124,6 +132,8 @@ def _convert(hint: Any, value: object, where: str) -> object:
         return _choice(arguments, value, where)
     if origin is tuple:
         return _sequence(arguments[0], value, where)
+    if origin is Mapping:
+        return _mapping(arguments[1], value, where)
     return _scalar(hint, value, where)
 
 
@@ -139,6 +149,13 @@ def _sequence(item: Any, value: object, where: str) -> tuple[object, ...]:
     if not isinstance(value, list):
         raise ConfigError(f"{where}: expected a list, got {_show(value)}")
     return tuple(_convert(item, entry, _join(where, str(i))) for i, entry in enumerate(cast("list[object]", value)))
+
+
+def _mapping(item: Any, value: object, where: str) -> dict[str, object]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}: expected keys and values, got {_show(value)}")
+    entries = cast("Mapping[object, object]", value)
+    return {str(key): _convert(item, entry, _join(where, str(key))) for key, entry in entries.items()}
 
 
 def _scalar(hint: type, value: object, where: str) -> object:
@@ -188,6 +205,8 @@ def _plain(value: Any) -> Any:
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple):
         return [_plain(item) for item in cast("tuple[Any, ...]", value)]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in cast("Mapping[object, Any]", value).items()}
     return value
 
 

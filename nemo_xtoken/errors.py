@@ -29,5 +29,15 @@ class CheckpointError(XTokenError):
     """A checkpoint is missing, incomplete or of another model."""
 
 
+class StoppedError(XTokenError):
+    """A signal ended the training after it was saved; the same command goes on from there (exit code 85)."""
+
+
 class UnavailableError(XTokenError):
     """This machine or installation lacks what a feature needs."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ConfigError with the message where the condition does not hold."""
+    if not condition:
+        raise ConfigError(message)

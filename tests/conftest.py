@@ -22,9 +22,10 @@ settings.load_profile("tests")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leaves out the tests of a suite that has an environment of its own, unless they are asked for by name."""
+    """Leaves out the tests of another suite than the base one, unless they are asked for by name."""
     tests = config.rootpath / "tests"
-    if collection_path.parent != tests or not (tests / "locks" / f"{collection_path.name}.txt").exists():
+    has_lock = (tests / "locks" / f"{collection_path.name}.txt").exists()
+    if collection_path.parent != tests or not (has_lock or collection_path.name == "slurm"):
         return None
     asked = [(config.invocation_params.dir / argument.partition("::")[0]).resolve() for argument in config.args]
     return None if any(path.is_relative_to(collection_path) for path in asked) else True

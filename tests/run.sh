@@ -6,7 +6,8 @@
 #   tests/run.sh --suite NAME [pytest arguments]   one suite alone, without style, types and contract
 #
 # The base suite runs in .venv. Every other lock file tests/locks/NAME.txt makes a suite NAME, which has its own
-# environment .venv-NAME and runs the tests in tests/NAME, or those that paths_of says. All suites run, also when one has
+# environment .venv-NAME and runs the tests in tests/NAME, or those that paths_of says. The suite slurm starts a real SLURM
+# on this machine; it needs root and Debian's slurm-wlm, and skips without them. All suites run, also when one has
 # failed; the last lines say what became of each, and the exit status is 1 unless every one passed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -28,13 +29,14 @@ types() { pyright --pythonpath .venv/bin/python; }
 
 contract() { lint-imports --no-logo 2>&1; }
 
-# suites: the names of those with an environment of their own.
+# suites: the names of all but the base suite.
 suites() {
   local lock
   for lock in tests/locks/*.txt; do
     lock=$(basename "$lock" .txt)
     case $lock in base | tools) ;; *) echo "$lock" ;; esac
   done
+  if [ -d tests/slurm ]; then echo slurm; fi
 }
 
 # paths_of SUITE: what pytest is asked to collect.
@@ -46,9 +48,17 @@ paths_of() {
   esac
 }
 
+# folder_of SUITE: its environment. SLURM needs no Python packages of its own, but a machine that has it.
+folder_of() {
+  case $1 in
+    base | slurm) echo .venv ;;
+    *) echo ".venv-$1" ;;
+  esac
+}
+
 # environment_of SUITE: makes it.
 environment_of() {
-  if [ "$1" = base ]; then
+  if [ "$(folder_of "$1")" = .venv ]; then
     make_environment .venv tests/locks/base.txt tests/locks/tools.txt
   else
     make_environment ".venv-$1" "tests/locks/$1.txt"
@@ -57,9 +67,9 @@ environment_of() {
 
 # suite NAME [PYTEST-ARGUMENT...]: the tests of one suite in its environment.
 suite() {
-  local name=$1 folder=.venv-$1 started=$SECONDS status=0
+  local name=$1 folder started=$SECONDS status=0
   shift
-  [ "$name" != base ] || folder=.venv
+  folder=$(folder_of "$name")
   rm -f "$results/$name.xml"
   environment_of "$name" || return
   # shellcheck disable=SC2046  # several paths

@@ -1,4 +1,7 @@
-"""The commands put together, and how the process ends: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+"""The commands put together, and how the process ends.
+
+0 done, 1 failed, 2 wrong use, 85 stopped by a signal with a checkpoint to go on from, 130 interrupted.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,14 @@ from typing import Annotated, Any
 import typer
 
 import nemo_xtoken
-from nemo_xtoken.cli import align, data, doctor, evaluate, projection, report, train
-from nemo_xtoken.cli.console import print_error
-from nemo_xtoken.errors import ConfigError, XTokenError
+from nemo_xtoken.cli import align, data, doctor, evaluate, launch, projection, report, train
+from nemo_xtoken.cli.console import print_error, stderr
+from nemo_xtoken.errors import ConfigError, StoppedError, XTokenError
 
 UsageError: Any = typer.BadParameter.__bases__[0]  # click's, which some versions of typer keep under a private name
+
+STOPPED = 85
+"""Tells a launcher to start the same command again."""
 
 app = typer.Typer(
     name="nemo-xtoken",
@@ -27,6 +33,7 @@ app.add_typer(data.app, name="data")
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
+app.add_typer(launch.app, name="launch")
 app.command("doctor")(doctor.doctor)
 
 
@@ -59,6 +66,9 @@ def run(arguments: Sequence[str]) -> int:
         command = error.ctx.command_path if error.ctx else "nemo-xtoken"
         print_error(f"{error.format_message()} Try {command} --help")
         return 2
+    except StoppedError as error:
+        stderr.print(str(error), soft_wrap=True)
+        return STOPPED
     except XTokenError as error:
         print_error(str(error))
         return 1

@@ -62,6 +62,9 @@ def prepare(
     on_error: Annotated[
         OnError, typer.Option(help="At a document or file that cannot be used: stop, or count it and go on.")
     ] = OnError.STOP,
+    part: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only every N-th source, from the I-th on: one job of an array.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one per core.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what was prepared in OUT before.")] = False,
 ) -> None:
@@ -73,9 +76,10 @@ def prepare(
     with working("loading the tokenizers"):
         teachers = {name: tokenizers.load(spec) for name, spec in specs.items()}
         loaded = tokenizers.load(student)
+    sources = inputs if part is None else data.part_of(inputs, part)
     with byte_progress("preparing") as on_progress:
         manifest = data.prepare(
-            inputs,
+            sources,
             out,
             loaded,
             teachers,

@@ -8,6 +8,7 @@ from nemo_xtoken.data.manifest import Manifest
 from nemo_xtoken.data.preparation import prepare
 from nemo_xtoken.data.prepared import Document, PreparedData
 from nemo_xtoken.data.sample import PackedSequence, Sample
+from nemo_xtoken.data.sources import part_of
 from nemo_xtoken.data.statistics import Statistics, inspect
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Statistics",
     "collate",
     "inspect",
+    "part_of",
     "prepare",
     "sequential_batches",
 ]

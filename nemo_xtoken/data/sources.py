@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from nemo_xtoken.data.reading import BadDocument, Fields, Slice, SourceDocument,
 from nemo_xtoken.data.tables import ArrowFile, ParquetFile
 from nemo_xtoken.data.text_files import JsonLines, TextFile
 from nemo_xtoken.data.token_files import TokenFile, TokenIndex
-from nemo_xtoken.errors import DataError
+from nemo_xtoken.errors import ConfigError, DataError
 
 IN_FOLDERS: dict[str, SourceFormat] = {
     ".txt": TextFile(),
@@ -41,6 +42,26 @@ def find_sources(paths: Sequence[Path]) -> list[Path]:
             f"no source in {', '.join(map(str, paths)) or 'an empty list of sources'}; expected {', '.join(IN_FOLDERS)}"
         )
     return found
+
+
+def part_of(paths: Sequence[Path], part: str) -> list[Path]:
+    """Every N-th of the sources that the paths name, from the I-th on, for `part` I/N counted from 0: what one job
+    of an array prepares.
+
+    The two files of an indexed dataset stay together. Raises ConfigError for another text, or a part without a source.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", part)
+    index, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if index >= count:
+        raise ConfigError(f"--part: expected I/N with I from 0 to N - 1, such as 0/8, got {part!r}")
+    sources = find_sources(paths)
+    whole = [path for path in sources if path.suffix != ".bin"]
+    if count > len(whole):
+        raise ConfigError(f"--part: {len(whole)} sources can't be cut into {count} parts; take fewer, or cut the files")
+    chosen = set(whole[index::count])
+    return [
+        path for path in sources if path in chosen or (path.suffix == ".bin" and path.with_suffix(".idx") in chosen)
+    ]
 
 
 def format_of(path: Path) -> SourceFormat | None:

@@ -6,6 +6,7 @@ fails.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import multiprocessing
@@ -14,9 +15,10 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +28,8 @@ from nemo_xtoken.errors import XTokenError
 from nemo_xtoken.integrations.megatron.cpu_device import choose_device
 
 PR_SET_PDEATHSIG = 1
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+"""What asks for an end with a checkpoint: a job script before its time limit, and SLURM before it preempts a job."""
 SHOW_CURSOR = "\x1b[?25h"
 """A progress bar hides it, and a rank that is killed can't bring it back."""
 
@@ -88,13 +92,31 @@ def run_locally(task: Task, world_size: int) -> Any:
                 sender.close()
                 processes.append(process)
                 receivers.append(receiver)
-            return _collect(receivers, processes)[0]
+            with _forwarding_signals(processes):
+                return _collect(receivers, processes)[0]
         finally:
             for process in processes:
                 process.kill()
                 process.join()
             if sys.stdout.isatty():
                 sys.stdout.write(SHOW_CURSOR)
+
+
+@contextlib.contextmanager
+def _forwarding_signals(processes: Sequence[BaseProcess]) -> Iterator[None]:
+    """What asks this process to stop asks the ranks, which save first."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for process in processes:
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, number)
+
+    before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _collect(receivers: Sequence[Connection], processes: Sequence[BaseProcess]) -> list[Any]:

@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "train.keep_checkpoints",
     "train.validation_interval",
     "train.validation_batches",
+    "train.hang_seconds",
 )
 """What may differ when a run is resumed: none of it decides what the steps compute, up to rounding."""
 

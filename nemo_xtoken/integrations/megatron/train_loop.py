@@ -12,7 +12,7 @@ from typing import Any
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from nemo_xtoken.config import RunConfig
-from nemo_xtoken.errors import XTokenError
+from nemo_xtoken.errors import StoppedError, XTokenError
 from nemo_xtoken.integrations.megatron import layout as layouts
 from nemo_xtoken.integrations.megatron.checkpoint import Position
 from nemo_xtoken.integrations.megatron.checkpoint_files import checkpoint_path
@@ -22,6 +22,7 @@ from nemo_xtoken.integrations.megatron.metrics import MetricsLog
 from nemo_xtoken.integrations.megatron.progress import ProgressDisplay
 from nemo_xtoken.integrations.megatron.setup import Training, set_up
 from nemo_xtoken.integrations.megatron.step import Counts, Scales, count_global_batch, sum_reports, with_total
+from nemo_xtoken.integrations.megatron.stopping import StopRequest, Watchdog
 from nemo_xtoken.types import DistillBatch
 
 Line = dict[str, float | int]
@@ -38,10 +39,12 @@ def run_rank(config: RunConfig, init_method: str) -> None:
 
 def train(config: RunConfig, layout: Layout) -> None:
     """Train on a layout that has been started."""
-    training = set_up(config, layout)
-    start = training.start
-    batches = training.batches()
     with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest().listening())
+        watchdog = stack.enter_context(Watchdog(config.train.hang_seconds).watching())
+        training = set_up(config, layout)
+        start = training.start
+        batches = training.batches()
         is_first = layout.rank == 0
         log = MetricsLog(Path(config.run_dir), start.step) if is_first else None
         if log is not None:
@@ -52,13 +55,19 @@ def train(config: RunConfig, layout: Layout) -> None:
         if start.step:
             display.say(f"resuming {config.run_dir} after step {start.step}")
         for step in range(start.step + 1, config.train.steps + 1):
+            watchdog.feed()
             line = train_step(training, step, next(batches))
             line.update(validate(training) if _is_due(step, config.train.validation_interval) else {})
             if log is not None:
                 log.write(line)
             display.show(line)
-            if _is_due(step, config.train.checkpoint_interval) or step == config.train.steps:
+            is_last = step == config.train.steps
+            ended_by = stop.agreed(layout)
+            if ended_by or is_last or _is_due(step, config.train.checkpoint_interval):
                 training.state.save(Position(step, batches.consumed_samples), config.train.keep_checkpoints)
+            if ended_by and not is_last:
+                where = f"after step {step} of {config.train.steps}"
+                raise StoppedError(f"{ended_by.name}: {config.run_dir} is saved {where}")
         for teacher in config.teachers:
             if teacher.learn_projection:
                 last = checkpoint_path(Path(config.run_dir), config.train.steps)

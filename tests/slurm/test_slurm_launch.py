@@ -1,0 +1,215 @@
+"""Trainings that SLURM really runs: preempted, killed, timed out, chained. Their curve is that of no accident."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nemo_xtoken.config import ParallelConfig, RunConfig
+from nemo_xtoken.errors import ConfigError
+from nemo_xtoken.integrations.megatron import launch as train
+from nemo_xtoken.integrations.megatron.run_dir import steps_done
+from nemo_xtoken.launch import ClusterConfig, HealthConfig, JobConfig, LaunchPlan, slurm
+from nemo_xtoken.launch.submission import is_alive, launch
+from tests.conftest import CHECKOUT
+from tests.distributed import toy
+
+pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
+
+DATA_PARALLEL = ParallelConfig(data_parallel_size=2)
+CLUSTER = ClusterConfig(
+    partition="debug",
+    gpus_per_node=0,
+    ranks_per_node=1,
+    exclusive=False,
+    signal_lead_seconds=30,
+    executable=f"{Path(sys.executable).parent}/nemo-xtoken",
+    environment={"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT), "PATH": os.environ["PATH"]},
+)
+JOB = JobConfig(nodes=2, time="00:10:00")
+
+
+def run_of(folder: Path, name: str, steps: int, **changes: int) -> RunConfig:
+    settings = replace(toy.TRAIN, steps=steps, checkpoint_interval=1000, log_interval=100, **changes)
+    return toy.student_run(folder, name, train=settings, parallel=DATA_PARALLEL)
+
+
+def plan_of(run: RunConfig, cluster: ClusterConfig = CLUSTER, job: JobConfig = JOB) -> LaunchPlan:
+    return LaunchPlan(run=run, cluster=cluster, job=job, directory=CHECKOUT)
+
+
+def wait_until(holds: Callable[[], bool], what: str, seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"gave up waiting until {what}"
+        time.sleep(0.5)
+
+
+def wait_for_end(plan: LaunchPlan, job_id: str) -> str:
+    """The job's log, once it is over."""
+    wait_until(lambda: not is_alive(slurm.states([job_id])[job_id]), f"job {job_id} has ended")
+    return log_of(plan, job_id)
+
+
+def log_of(plan: LaunchPlan, job_id: str) -> str:
+    return (plan.folder / "logs" / f"{plan.name}-{job_id}.log").read_text(encoding="utf-8")
+
+
+def is_training(run: RunConfig, step: int) -> bool:
+    """Whether the run has written the metrics of so many steps."""
+    file = Path(run.run_dir) / "metrics.jsonl"
+    return file.exists() and len(file.read_text(encoding="utf-8").splitlines()) >= step
+
+
+def assert_same_curve(run: RunConfig, other: RunConfig) -> None:
+    ours, theirs = toy.metrics(run), toy.metrics(other)
+    assert [line["step"] for line in ours] == list(range(1, run.train.steps + 1))
+    assert ours == theirs
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(prepared: Path) -> RunConfig:
+    """The run that no accident befell, on this machine without SLURM."""
+    run = run_of(prepared, "uninterrupted", 300)
+    train(run)
+    return run
+
+
+def test_a_preempted_job_saves_is_requeued_and_goes_on_with_the_same_curve(
+    prepared: Path, uninterrupted: RunConfig
+) -> None:
+    run = run_of(prepared, "preempted", 300)
+    job = replace(JOB, health=HealthConfig(free_disk_gb=0.001))
+    plan = plan_of(run, replace(CLUSTER, partition="preempt"), job)
+    (submission,) = launch(plan)
+    with pytest.raises(ConfigError, match=rf"job {submission.job_id} of this run is still queued or running"):
+        launch(plan)
+    wait_until(lambda: is_training(run, 20), "20 steps are done")
+    command = ["sbatch", "--partition=debug", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 3"]
+    subprocess.run(command, check=True, capture_output=True)
+    log = wait_for_end(plan, submission.job_id)
+    assert "attempt 0 ended with exit code 85; newest checkpoint: step-0000" in log
+    assert "attempt 1 ended with exit code 0; newest checkpoint: step-00000300" in log
+    assert_same_curve(run, uninterrupted)
+
+
+def test_a_job_whose_rank_is_killed_goes_on_from_the_checkpoint(prepared: Path, uninterrupted: RunConfig) -> None:
+    run = run_of(prepared, "killed", 300)
+    run = replace(run, train=replace(run.train, checkpoint_interval=50))
+    plan = plan_of(run)
+    (submission,) = launch(plan)
+    wait_until(lambda: steps_done(Path(run.run_dir)) >= 50, "a checkpoint is written")
+    os.kill(rank_process(plan), 9)
+    log = wait_for_end(plan, submission.job_id)
+    assert "attempt 0 ended with exit code 137" in log
+    assert "attempt 1 ended with exit code 0; newest checkpoint: step-00000300" in log
+    assert_same_curve(run, uninterrupted)
+
+
+def rank_process(plan: LaunchPlan) -> int:
+    """The process of one of the run's ranks."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(plan.run_file).encode() in words and b"srun" not in words[0]:
+            return int(folder.name)
+    raise AssertionError("no rank is running")
+
+
+def test_before_the_time_limit_a_job_saves_and_starts_anew(prepared: Path) -> None:
+    run = run_of(prepared, "too_long", 100_000)
+    # SLURM counts in minutes: 60 s, of which the last 30 are for saving.
+    plan = plan_of(run, replace(CLUSTER, signal_lead_seconds=35), replace(JOB, time="1", max_requeues=0))
+    (submission,) = launch(plan)
+    log = wait_for_end(plan, submission.job_id)
+    done = steps_done(Path(run.run_dir))
+    assert 0 < done < 100_000
+    assert f"ended with exit code 85; newest checkpoint: step-{done:08d}" in log
+    assert "no requeue is left of 0" in log
+
+
+def test_a_chain_goes_on_where_the_job_before_ended_and_does_nothing_once_it_is_done(prepared: Path) -> None:
+    run = run_of(prepared, "chained", 6)
+    plan = plan_of(run, job=replace(JOB, chain=2, max_requeues=0))
+    first, second = launch(plan)
+    assert "attempt 0 ended with exit code 0; newest checkpoint: step-00000006" in wait_for_end(plan, first.job_id)
+    assert "attempt 0 ended with exit code 0" in wait_for_end(plan, second.job_id)
+    rank_0 = plan.folder / "logs" / f"{plan.name}-{second.job_id}-0-rank0.log"
+    assert "is finished: 6 steps are done" in rank_0.read_text(encoding="utf-8")
+
+
+def test_torchrun_starts_the_ranks_of_a_node(prepared: Path) -> None:
+    run = run_of(prepared, "torchrun", 6)
+    cluster = replace(CLUSTER, launcher="torchrun", ranks_per_node=1)
+    plan = plan_of(run, cluster)
+    (submission,) = launch(plan)
+    assert "attempt 0 ended with exit code 0; newest checkpoint: step-00000006" in wait_for_end(plan, submission.job_id)
+    alone = run_of(prepared, "alone", 6)
+    train(alone)
+    assert_same_curve(run, alone)
+
+
+def test_an_unhealthy_node_is_excluded(prepared: Path) -> None:
+    """node1 says that no disk is free on it; a cluster of two nodes then has one left for a job of one."""
+    run = replace(run_of(prepared, "healthy", 6), parallel=ParallelConfig())
+    check = prepared / "check"
+    check.write_text(
+        f'#!/bin/sh\nif [ "$2 $SLURMD_NODENAME" = "check-node node1" ]; then echo "unhealthy node node1: no disk"\n'
+        f'else exec {CLUSTER.executable} "$@"; fi\n',
+        encoding="utf-8",
+    )
+    check.chmod(0o755)
+    job = replace(JOB, nodes=1, health=HealthConfig(free_disk_gb=0.001, ping=False))
+    cluster = replace(CLUSTER, executable=str(check), sbatch_arguments=("--nice=0",))
+    plan = plan_of(run, cluster, job)
+    (submission,) = launch(plan)
+    log = wait_for_end(plan, submission.job_id)
+    assert "attempt 0 of job" in log
+    assert "unhealthy node node1: no disk" in log
+    assert "attempt 1 ended with exit code 0" in log
+    assert f"attempt 1 of job {submission.job_id} on node2" in log
+
+
+def test_a_run_that_can_not_start_gives_up_at_once(prepared: Path) -> None:
+    run = run_of(prepared, "wrong", 6)
+    plan = plan_of(replace(run, data=replace(run.data, student_sequence_length=32)))
+    (submission,) = launch(plan)
+    wait_for_end(plan, submission.job_id)
+    wrong = replace(run, optimizer=replace(run.optimizer, lr=1.0))
+    (submission,) = launch(plan_of(wrong))
+    log = wait_for_end(plan, submission.job_id)
+    assert "attempt 0 ended with exit code 2" in log
+    assert "requeued" not in log
+
+
+def test_slurm_refuses_what_the_cluster_does_not_have(prepared: Path) -> None:
+    run = run_of(prepared, "refused", 6)
+    with pytest.raises(ConfigError, match=r"SLURM refuses .*partition"):
+        launch(plan_of(run, replace(CLUSTER, partition="no_such")))
+    with pytest.raises(ConfigError, match="SLURM refuses"):
+        launch(plan_of(run, job=replace(JOB, time="3-00:00:00")))
+    assert not (Path(run.run_dir) / "launch" / "jobs.jsonl").exists()
+
+
+def test_an_array_prepares_parts_of_the_text(prepared: Path, tmp_path: Path) -> None:
+    run = run_of(prepared, "array", 6)
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} 1+1=2\n", encoding="utf-8")
+    command = (
+        *("data", "prepare", str(tmp_path), "--part", "{array_index}/{array_size}", "--student", "bytes"),
+        *("--out", f"{tmp_path}/part-{{array_index}}"),
+    )
+    plan = plan_of(run, job=JobConfig(nodes=1, time="5", array=2, name="prepare", command=command))
+    (submission,) = launch(plan)
+    wait_until(lambda: not is_alive(slurm.states([submission.job_id])[submission.job_id]), "the array has ended")
+    assert (tmp_path / "part-0" / "manifest.json").is_file()
+    assert (tmp_path / "part-1" / "manifest.json").is_file()
