@@ -67,7 +67,7 @@ class TrainingState:
         if self.layout.rank == 0:
             written[0] = str(checkpoint_files.start_writing(self.run_dir, position.step))
         dist.broadcast_object_list(written, src=0)
-        _collect_writers_results_here()
+        collect_writers_results_here()
         dist_checkpointing.save({**self._sharded(loading=False), **self._common(position)}, written[0])
         for projection in self.learnt_projections:
             projection.save(Path(written[0]))
@@ -158,7 +158,7 @@ class TrainingState:
         return found[0]
 
 
-def _collect_writers_results_here() -> None:
+def collect_writers_results_here() -> None:
     """Saving is synchronous, so its writers report to a queue of this process. Megatron's own is kept by a manager
     process that takes seconds to start and outlives a rank that is killed."""
     if getattr(filesystem_async, "_results_queue", "absent") is None:

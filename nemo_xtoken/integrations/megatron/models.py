@@ -58,7 +58,7 @@ def build_gpt(
     config = transformer_config(model, parallel, device, params_dtype)
     gpt = GPTModel(
         config=config,
-        transformer_layer_spec=_block_spec(config, device),
+        transformer_layer_spec=block_spec(config, device),
         vocab_size=padded_vocab_size(model, vocab_size, parallel.tensor_model_parallel_size),
         max_sequence_length=max_sequence_length,
         pre_process=pre_process,
@@ -89,7 +89,7 @@ def transformer_config(
     return _keep_known_fields(
         **_architecture(model),
         **_precision(params_dtype),
-        **(_plain_kernels() if device == "cpu" else _fused_kernels(model)),
+        **(plain_kernels() if device == "cpu" else _fused_kernels(model)),
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         **_interleaving(parallel),
@@ -145,7 +145,7 @@ def _fused_kernels(model: ModelConfig) -> dict[str, Any]:
     return {"bias_activation_fusion": model.activation == "swiglu", "bias_dropout_fusion": True}
 
 
-def _plain_kernels() -> dict[str, Any]:
+def plain_kernels() -> dict[str, Any]:
     """What needs CUDA kernels or streams, switched off."""
     return {
         "use_cpu_initialization": True,
@@ -159,14 +159,14 @@ def _plain_kernels() -> dict[str, Any]:
     }
 
 
-def _block_spec(config: TransformerConfig, device: str) -> Any:
+def block_spec(config: TransformerConfig, device: str) -> Any:
     """Layers for this device: a spec of one layer, or of the whole block where its norms are ours."""
     on_gpu = device == "cuda"
     with_te = on_gpu and has_transformer_engine()
     spec: Any = (
         get_gpt_layer_with_transformer_engine_spec()
         if with_te
-        else get_gpt_layer_local_spec(normalization=config.normalization)
+        else get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=config.qk_layernorm)
     )
     attention = spec.submodules.self_attention
     if with_te:
@@ -178,6 +178,8 @@ def _block_spec(config: TransformerConfig, device: str) -> Any:
         return spec
     spec.submodules.input_layernorm = TorchNorm
     spec.submodules.pre_mlp_layernorm = TorchNorm
+    if config.qk_layernorm:
+        attention.submodules.q_layernorm = attention.submodules.k_layernorm = TorchNorm
     stages = config.pipeline_model_parallel_size * (config.virtual_pipeline_model_parallel_size or 1)
     norm: Any = TorchNorm
     return TransformerBlockSubmodules(layer_specs=[spec] * (config.num_layers // stages), layer_norm=norm)

@@ -1,0 +1,96 @@
+"""A distilled student as a Hugging Face model, with its tokenizer, and W and the run's config beside it."""
+
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.bridge import AutoBridge
+from megatron.bridge.training.model_load_save import temporary_distributed_context
+from megatron.core import dist_checkpointing
+from megatron.core.models.gpt import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from nemo_xtoken.errors import CheckpointError
+from nemo_xtoken.integrations.bridge.models import adapt
+from nemo_xtoken.integrations.bridge.placement import device
+
+EMBEDDING = "embedding.word_embeddings.weight"
+FOLDER = "distillation"
+LATEST = "latest_checkpointed_iteration.txt"
+
+
+def export(checkpoint: Path, source: str, out: Path) -> None:
+    """Write the student of a checkpoint as a Hugging Face model.
+
+    checkpoint  what `checkpoint.save` was, for its latest iteration, or one `iter_...` directory in it
+    source      the Hugging Face model that the student was made from; its config and tokenizer are written, too
+    out         `out/distillation` gets the run's config and, where the run built it, W
+    Raises CheckpointError where the checkpoint can't be read or is of another model.
+    """
+    iteration = find_iteration(checkpoint)
+    bridge = AutoBridge.from_hf_pretrained(source)
+    with temporary_distributed_context(backend="gloo"):
+        model = load_student(bridge, iteration, source)
+        bridge.save_hf_pretrained([model], out, show_progress=False, strict=False)
+    _say_dtype(out / "config.json", str(model.config.params_dtype).removeprefix("torch."))
+    folder = out / FOLDER
+    folder.mkdir(exist_ok=True)
+    for path in [iteration / "run_config.yaml", *iteration.parent.glob("projection-*.safetensors")]:
+        shutil.copy(path, folder)
+
+
+def find_iteration(checkpoint: Path) -> Path:
+    """The directory of one iteration. Raises CheckpointError where there is none."""
+    if (checkpoint / "metadata.json").is_file():
+        return checkpoint
+    try:
+        iteration = int((checkpoint / LATEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"expected a checkpoint directory of Megatron-Bridge at {checkpoint}, with {LATEST} or metadata.json in it"
+        ) from error
+    return checkpoint / f"iter_{iteration:07d}"
+
+
+def load_student(bridge: Any, iteration: Path, source: str) -> GPTModel:
+    """The student whole on this process, in the precision of the checkpoint."""
+    provider = bridge.to_megatron_provider(load_weights=False)
+    try:
+        stored: Any = dist_checkpointing.load_tensors_metadata(str(iteration))
+        provider.params_dtype = stored[EMBEDDING].dtype
+    except Exception as error:
+        raise CheckpointError(f"cannot read checkpoint {iteration}: {error}") from error
+    provider.bf16, provider.fp16 = provider.params_dtype is torch.bfloat16, provider.params_dtype is torch.float16
+    provider.pipeline_dtype = provider.autocast_dtype = provider.params_dtype
+    provider.perform_initialization = False
+    adapt(provider, device())
+    provider.finalize()
+    (model,) = provider.provide_distributed_model(
+        wrap_with_ddp=False,
+        mixed_precision_wrapper=None,
+        use_cpu_initialization=True,
+        pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
+    )
+    wanted = model.sharded_state_dict()
+    for name, tensor in wanted.items():
+        shape = getattr(tensor, "global_shape", None)
+        if shape is not None and (tensor.key not in stored or tuple(stored[tensor.key].global_shape) != tuple(shape)):
+            raise CheckpointError(
+                f"checkpoint {iteration} is not of a student made from {source}: {name} is not in it with shape "
+                f"{list(shape)}"
+            )
+    loaded: Any = dist_checkpointing.load({"model": wanted}, str(iteration))
+    model.load_state_dict(loaded["model"])
+    return model
+
+
+def _say_dtype(config: Path, dtype: str) -> None:
+    """The config is the source's, whose weights may be of another precision."""
+    description = json.loads(config.read_text(encoding="utf-8"))
+    description[next((name for name in ("dtype", "torch_dtype") if name in description), "torch_dtype")] = dtype
+    config.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

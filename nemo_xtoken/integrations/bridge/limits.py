@@ -1,0 +1,92 @@
+"""What distillation inside Bridge does not do, each refused with its reason before anything is built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nemo_xtoken.errors import ConfigError
+from nemo_xtoken.integrations.bridge.config import DistillationContainer
+from nemo_xtoken.integrations.bridge.dataset import AlignedData
+
+
+def refuse(config: DistillationContainer) -> None:
+    """Raises ConfigError for the first thing in the config that distillation can't do."""
+    for is_there, what, why in _limits(config):
+        if is_there:
+            raise ConfigError(f"{what} does not work with distillation inside Megatron-Bridge: {why}")
+
+
+def _limits(config: DistillationContainer) -> list[tuple[bool, str, str]]:
+    model, data = config.model, config.dataset
+    return [
+        (
+            (model.virtual_pipeline_model_parallel_size or 1) > 1,
+            "model.virtual_pipeline_model_parallel_size",
+            "a step's micro batches are counted before its first forward pass, and each virtual stage has an iterator "
+            "of its own; set it to null",
+        ),
+        (
+            not isinstance(data, AlignedData),
+            f"dataset {type(data).__name__}",
+            "aligned text of two tokenizers is needed; use AlignedData over the output of `nemo-xtoken data prepare`",
+        ),
+        (
+            data.dataloader_type != "single",
+            f"dataset.dataloader_type={data.dataloader_type}",
+            "samples have an order of their own, epoch after epoch; set it to single",
+        ),
+        (
+            len(config.teachers) > 1,
+            f"several teachers ({len(config.teachers)})",
+            "prepared data has the tokens of one teacher; keep one",
+        ),
+        (config.peft is not None, "peft", "the student's head and the balance are part of what is trained and saved"),
+        (
+            config.dist.use_megatron_fsdp or config.dist.use_torch_fsdp2 or config.ddp.use_megatron_fsdp,
+            "FSDP",
+            "the loss needs the head's shard of the vocabulary whole; use tensor and pipeline parallelism",
+        ),
+        (config.dist.use_decentralized_pg, "dist.use_decentralized_pg", "the teacher is built on Megatron's groups"),
+        (
+            bool(getattr(model, "mtp_num_layers", None)),
+            "multi-token prediction (model.mtp_num_layers)",
+            "only the next token is compared; set it to null",
+        ),
+        (
+            model.cuda_graph_impl != "none",
+            f"model.cuda_graph_impl={model.cuda_graph_impl}",
+            "the number of chunks is another one in every micro batch; set it to none",
+        ),
+        (
+            config.checkpoint.ckpt_format != "torch_dist",
+            f"checkpoint.ckpt_format={config.checkpoint.ckpt_format}",
+            "the balance is kept in sharded checkpoints; set it to torch_dist",
+        ),
+        (
+            bool(config.inprocess_restart and config.inprocess_restart.enabled),
+            "inprocess_restart",
+            "the teacher would be built twice; restart the job instead",
+        ),
+    ]
+
+
+def refuse_teacher(name: str, teacher: Any, student: Any) -> None:
+    """Raises ConfigError for a teacher that can't stand beside this student."""
+    if teacher.num_moe_experts and student.expert_model_parallel_size > 1:
+        raise ConfigError(
+            f"teacher {name!r} has experts, and expert_model_parallel_size {student.expert_model_parallel_size} would "
+            "cut them over ranks with different micro batches; set it to 1"
+        )
+    for size in ("tensor_model_parallel_size", "context_parallel_size"):
+        ours, theirs = getattr(student, size), getattr(teacher, size)
+        if ours != theirs:
+            raise ConfigError(
+                f"teacher {name!r}: {size} {theirs} must be the student's, {ours}: Bridge imports models on the "
+                "student's groups"
+            )
+    for count in ("num_attention_heads", "num_query_groups"):
+        if (getattr(teacher, count) or 1) % teacher.tensor_model_parallel_size:
+            raise ConfigError(
+                f"teacher {name!r}: {count} {getattr(teacher, count)} is not divisible by tensor_model_parallel_size "
+                f"{teacher.tensor_model_parallel_size}"
+            )

@@ -1,0 +1,64 @@
+"""Providers of Bridge's for distillation: from Hugging Face, and with what packed documents need."""
+
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+import copy
+import inspect
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.bridge import AutoBridge
+from megatron.core.transformer.enums import AttnMaskType
+
+from nemo_xtoken.errors import ConfigError
+from nemo_xtoken.integrations.megatron.context_parallel import ContextParallelAttention
+from nemo_xtoken.integrations.megatron.models import block_spec, plain_kernels
+
+
+def provider_from(model: str | None, *, load_weights: bool = True) -> Any:
+    """The provider of a Hugging Face model, a directory or a name. Raises ConfigError where Bridge can't read it."""
+    try:
+        return AutoBridge.from_hf_pretrained(model).to_megatron_provider(load_weights=load_weights)
+    except (OSError, ValueError) as error:
+        reason = next(line.strip() for line in str(error).splitlines() if line.strip())
+        raise ConfigError(f"Megatron-Bridge can't import {model}: {reason}") from error
+
+
+def adapt(provider: Any, device: torch.device) -> None:
+    """Set what the device and packed documents need, in place.
+
+    On the CPU everything that is a CUDA kernel is switched off and the layers are megatron-core's local ones. On CUDA
+    the provider's own layers stay; their attention takes the mask of `document_mask`, and, with context parallelism,
+    gathers keys and values.
+    """
+    if device.type == "cpu":
+        for name, value in plain_kernels().items():
+            if hasattr(provider, name):
+                setattr(provider, name, value)
+        provider.persist_layer_norm = provider.cross_entropy_loss_fusion = False
+        provider.transformer_layer_spec = local_layers
+    else:
+        own = provider.transformer_layer_spec
+        if getattr(own, "func", None) is not layers_for_packed_documents:
+            provider.transformer_layer_spec = partial(layers_for_packed_documents, own)
+
+
+def local_layers(config: Any) -> Any:
+    """The layers of a provider on the CPU."""
+    return block_spec(config, "cpu")
+
+
+def layers_for_packed_documents(own: Any, config: Any, vp_stage: int | None = None) -> Any:
+    """A provider's own layer spec, with attention that takes a mask; a copy."""
+    if callable(own):
+        takes_stage = "vp_stage" in inspect.signature(own).parameters
+        own = own(config, vp_stage=vp_stage) if takes_stage else own(config)
+    spec = copy.deepcopy(own)
+    for layer in getattr(spec, "layer_specs", None) or [spec]:
+        attention = layer.submodules.self_attention
+        attention.params["attn_mask_type"] = AttnMaskType.arbitrary
+        if config.context_parallel_size > 1:
+            attention.submodules.core_attention = ContextParallelAttention
+    return spec

@@ -1,0 +1,52 @@
+"""What a config has to say for distillation to be right, whatever it said before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nemo_xtoken.errors import ConfigError
+from nemo_xtoken.integrations.bridge.config import DistillationContainer
+from nemo_xtoken.integrations.bridge.limits import refuse
+from nemo_xtoken.integrations.bridge.models import adapt
+from nemo_xtoken.integrations.bridge.placement import device
+
+
+def settle(config: DistillationContainer) -> None:
+    """Set in place what the loss depends on; a second call changes nothing. Raises ConfigError for what can't be done.
+
+    Gradients are summed over ranks and micro batches and divided once by the tokens of the global batch, sequences have
+    the lengths of the data, and layers take the masks of packed documents.
+    """
+    refuse(config)
+    model, data = config.model, config.dataset
+    model.calculate_per_token_loss = True
+    config.ddp.average_in_collective = False
+    # An import switches it off, and megatron-core then does not mark the weights as cut over tp: of each only the first
+    # rank's part would count in the gradient's norm, and so in clipping.
+    model.perform_initialization = True
+    model.seq_length = data.data.student_sequence_length
+    data.validation_samples = config.train.eval_iters * config.train.global_batch_size
+    if config.checkpoint.pretrained_checkpoint is not None:
+        # It lacks the balance; what else it lacks is told when the model is loaded.
+        config.checkpoint.dist_ckpt_strictness = "log_unexpected"
+    where = device()
+    if where.type == "cpu":
+        _settle_for_cpu(config)
+    adapt(model, where)
+    _check_vocabulary(config)
+
+
+def _settle_for_cpu(config: DistillationContainer) -> None:
+    data: Any = config.dataset
+    config.dist.distributed_backend = "gloo"
+    config.checkpoint.async_save = False
+    data.pin_memory = False
+
+
+def _check_vocabulary(config: DistillationContainer) -> None:
+    ids, rows = config.dataset.manifest().student.vocab_size, config.model.vocab_size
+    if rows is not None and rows < ids:
+        raise ConfigError(
+            f"model.vocab_size {rows} is less than the {ids} ids of the data's student tokenizer; prepare the data "
+            "with the student's own tokenizer"
+        )

@@ -1,0 +1,231 @@
+"""Tiny Hugging Face models with real tokenizers, data for both, and Bridge configs that distil one into the other."""
+
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.bridge.training.callbacks import Callback, CallbackContext
+from megatron.bridge.training.config import (
+    CheckpointConfig,
+    ConfigContainer,
+    DistributedDataParallelConfig,
+    DistributedInitConfig,
+    LoggerConfig,
+    MockGPTDatasetConfig,
+    OptimizerConfig,
+    RNGConfig,
+    SchedulerConfig,
+    TrainingConfig,
+)
+from megatron.bridge.training.pretrain import pretrain as bridge_pretrain
+from megatron.bridge.training.tokenizers.config import TokenizerConfig
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from nemo_xtoken import tokenizers
+from nemo_xtoken.config import DataConfig
+from nemo_xtoken.data import prepare
+from nemo_xtoken.integrations.bridge.callbacks import BalanceCallback
+from nemo_xtoken.integrations.bridge.config import BridgeTeacher, DistillationContainer
+from nemo_xtoken.integrations.bridge.distillation import extend, pretrain
+from nemo_xtoken.integrations.bridge.models import provider_from
+from nemo_xtoken.projection import build
+from tests.distributed import toy
+from tests.distributed.ranks import run_ranks
+from tests.small_tokenizers import SENTENCES
+
+__all__ = ["BalanceCallback", "bridge_pretrain", "pretrain"]
+
+LR = 5e-3
+STEPS = 20
+
+
+def make_all(folder: Path) -> None:
+    """Under `folder`: models `llama`, `qwen3`, `qwen2` with tokenizers, prepared data `data` and `held_out`, and W."""
+    text = [prompt + answer for prompt, answer in toy.sums(400, seed=1)] + SENTENCES[:5]
+    _save_tokenizer(folder / "llama", text, vocab_size=330, split_digits=False)
+    _save_tokenizer(folder / "qwen3", text, vocab_size=300, split_digits=True)
+    _save_tokenizer(folder / "qwen2", text, vocab_size=300, split_digits=True)
+    shape: dict[str, Any] = {
+        "max_position_embeddings": 64,
+        "num_key_value_heads": 2,
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-5,
+        "initializer_range": 0.1,
+        "tie_word_embeddings": False,
+    }
+    torch.manual_seed(1)
+    student = {"vocab_size": 336, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    teacher = {"vocab_size": 304, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "head_dim": 8}
+    heads = {"num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(**student, **heads, **shape)).save_pretrained(folder / "llama")
+    _save_teacher(Qwen3ForCausalLM(Qwen3Config(**teacher, **heads, **shape)), folder / "qwen3")
+    del teacher["head_dim"]
+    _save_teacher(Qwen2ForCausalLM(Qwen2Config(**teacher, **heads, **shape)), folder / "qwen2")
+    _make_data(folder)
+
+
+def config(
+    folder: Path,
+    name: str,
+    *,
+    tp: int = 1,
+    pp: int = 1,
+    steps: int = STEPS,
+    teacher: str | None = "qwen3",
+    train: dict[str, Any] | None = None,
+    **options: Any,
+) -> DistillationContainer:
+    """Distillation of a tiny teacher into the tiny Llama, saved under `folder / name` when it ends."""
+    base = student_config(folder, name, tp=tp, pp=pp, steps=steps, train=train or {})
+    teachers = []
+    if teacher is not None:
+        teachers = [BridgeTeacher(model=str(folder / teacher), projection=str(folder / "projection.safetensors"))]
+    return extend(base, teachers, data_config(folder), **options)
+
+
+def data_config(folder: Path) -> DataConfig:
+    """The prepared data, packed so that samples hold several documents."""
+    return DataConfig(
+        path=str(folder / "data"),
+        validation_path=str(folder / "held_out"),
+        student_sequence_length=32,
+        teacher_sequence_length=48,
+    )
+
+
+def student_config(folder: Path, name: str, *, tp: int, pp: int, steps: int, train: dict[str, Any]) -> ConfigContainer:
+    """A pretraining of the tiny Llama as a user of Bridge has it, in fp32."""
+    model = provider_from(str(folder / "llama"))
+    model.tensor_model_parallel_size, model.pipeline_model_parallel_size = tp, pp
+    model.params_dtype = model.pipeline_dtype = torch.float32
+    model.bf16 = model.fp16 = False
+    saved = str(folder / name)
+    return ConfigContainer(
+        model=model,
+        train=TrainingConfig(
+            **{
+                "train_iters": steps,
+                "global_batch_size": 8,
+                "micro_batch_size": 2,
+                "eval_iters": 0,
+                "eval_interval": 100,
+                "exit_signal_handler": False,
+                "manual_gc": False,
+                **train,
+            }
+        ),
+        optimizer=OptimizerConfig(
+            optimizer="adam",
+            lr=LR,
+            min_lr=LR,
+            weight_decay=0.1,
+            adam_beta1=0.9,
+            adam_beta2=0.98,
+            clip_grad=0.5,
+            params_dtype=torch.float32,
+            use_distributed_optimizer=False,
+        ),
+        scheduler=SchedulerConfig(
+            lr_decay_style="constant",
+            lr_warmup_iters=0,
+            lr_decay_iters=1000,
+            start_weight_decay=0.1,
+            end_weight_decay=0.1,
+        ),
+        dataset=MockGPTDatasetConfig(
+            random_seed=1,
+            seq_length=32,
+            reset_attention_mask=False,
+            reset_position_ids=False,
+            eod_mask_loss=False,
+            num_workers=0,
+        ),
+        logger=LoggerConfig(log_interval=10),
+        tokenizer=TokenizerConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(folder / "llama")),
+        checkpoint=CheckpointConfig(save=saved, load=saved, save_interval=1000),
+        ddp=DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=False),
+        dist=DistributedInitConfig(distributed_backend="gloo"),
+        rng=RNGConfig(seed=1),
+    )
+
+
+def run(folder: Path, name: str, *, tp: int = 1, pp: int = 1, dp: int = 1, **options: Any) -> list[dict[str, float]]:
+    """Train on tp x pp x dp ranks of their own; the curve of the last one."""
+
+    def on_rank() -> list[dict[str, float]]:
+        return distil(config(folder, name, tp=tp, pp=pp, **options))
+
+    return run_ranks(tp * pp * dp, on_rank, timeout=150)[-1]
+
+
+class Curve(Callback):
+    """The losses of each step, where the last pipeline stage has them."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, float]] = []
+
+    def on_train_step_end(self, context: CallbackContext) -> None:
+        losses = {name: float(value) for name, value in (context.loss_dict or {}).items()}
+        self.lines.append({**losses, "grad_norm": float(context.grad_norm or 0.0)})
+
+
+class Validation(Callback):
+    """The losses of each validation."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, float]] = []
+
+    def on_eval_end(self, context: CallbackContext) -> None:
+        self.lines.append({name: float(value) for name, value in (context.total_loss_dict or {}).items()})
+
+
+def distil(config: DistillationContainer) -> list[dict[str, float]]:
+    """Train on this rank; its curve."""
+    curve = Curve()
+    pretrain(config, [curve])
+    return curve.lines
+
+
+def _save_teacher(model: Any, folder: Path) -> None:
+    with torch.no_grad():
+        model.lm_head.weight *= 8  # it has opinions
+    model.save_pretrained(folder)
+
+
+def _save_tokenizer(folder: Path, text: list[str], *, vocab_size: int, split_digits: bool) -> None:
+    library = Tokenizer(models.BPE())
+    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = [pre_tokenizers.Digits(individual_digits=True)] if split_digits else []
+    library.pre_tokenizer = pre_tokenizers.Sequence([*digits, bytes_of])
+    library.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    library.train_from_iterator(text, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=library, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+
+
+def _make_data(folder: Path) -> None:
+    student, teacher = tokenizers.load(str(folder / "llama")), tokenizers.load(str(folder / "qwen3"))
+    for name, count in (("data", 400), ("held_out", 60)):
+        texts = [prompt + answer for prompt, answer in toy.sums(count, seed=count)] + SENTENCES[: count // 40]
+        path = folder / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+        prepare([path], folder / name, student, teacher)
+    build(student, teacher).save(folder / "projection.safetensors")
