@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.bridge.data.utils import get_dataset_provider
 from megatron.bridge.training.callbacks import Callback, CallbackContext
 from megatron.bridge.training.config import (
     CheckpointConfig,
@@ -20,8 +22,11 @@ from megatron.bridge.training.config import (
     RNGConfig,
     SchedulerConfig,
     TrainingConfig,
+    runtime_config_update,
 )
 from megatron.bridge.training.pretrain import pretrain as bridge_pretrain
+from megatron.bridge.training.setup import setup
+from megatron.bridge.training.state import GlobalState
 from megatron.bridge.training.tokenizers.config import TokenizerConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -41,6 +46,9 @@ from nemo_xtoken.integrations.bridge.callbacks import BalanceCallback
 from nemo_xtoken.integrations.bridge.config import BridgeTeacher, DistillationContainer
 from nemo_xtoken.integrations.bridge.distillation import extend, pretrain
 from nemo_xtoken.integrations.bridge.models import provider_from
+from nemo_xtoken.integrations.bridge.step import DistillationStep
+from nemo_xtoken.integrations.megatron.head_tap import head_weight
+from nemo_xtoken.integrations.megatron.student import unwrap
 from nemo_xtoken.projection import build
 from tests.distributed import toy
 from tests.distributed.ranks import run_ranks
@@ -85,6 +93,7 @@ def config(
     pp: int = 1,
     steps: int = STEPS,
     teacher: str | None = "qwen3",
+    projection: str | None = "projection.safetensors",
     train: dict[str, Any] | None = None,
     **options: Any,
 ) -> DistillationContainer:
@@ -92,7 +101,8 @@ def config(
     base = student_config(folder, name, tp=tp, pp=pp, steps=steps, train=train or {})
     teachers = []
     if teacher is not None:
-        teachers = [BridgeTeacher(model=str(folder / teacher), projection=str(folder / "projection.safetensors"))]
+        path = None if projection is None else str(folder / projection)
+        teachers = [BridgeTeacher(model=str(folder / teacher), projection=path)]
     return extend(base, teachers, data_config(folder), **options)
 
 
@@ -193,9 +203,10 @@ class Validation(Callback):
 
 
 def distil(config: DistillationContainer) -> list[dict[str, float]]:
-    """Train on this rank; its curve."""
+    """Train on this rank; its curve, also where Bridge ends the process at `train.exit_interval`."""
     curve = Curve()
-    pretrain(config, [curve])
+    with suppress(SystemExit):
+        pretrain(config, [curve])
     return curve.lines
 
 
@@ -229,3 +240,19 @@ def _make_data(folder: Path) -> None:
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
         prepare([path], folder / name, student, teacher)
     build(student, teacher).save(folder / "projection.safetensors")
+
+
+def logits_of_checkpoint(folder: Path, name: str, tokens: torch.Tensor) -> torch.Tensor:
+    """What the student answers when Bridge's own loader has read the checkpoint that training wrote."""
+    run = config(folder, name, steps=STEPS)
+    step = DistillationStep(run)
+    state = GlobalState()
+    runtime_config_update(run)
+    state.cfg = run
+    output = setup(state, get_dataset_provider(run.dataset))
+    model = unwrap(output.model[0]).eval()
+    assert state.train_state.step == STEPS
+    assert step.balance.ratio is not None
+    with torch.no_grad():
+        hidden = model(tokens, torch.arange(tokens.shape[1])[None], None)
+        return hidden @ head_weight(model).t()

@@ -7,7 +7,8 @@ What Bridge needs beyond `integrations.megatron.cpu_device`:
     initialize_megatron  asks for a CUDA device unless told otherwise, and seeds Megatron's generators only on one
     compile_helpers      compiles the index builder of Megatron's datasets, which the wheel has ready
     set_jit_fusion_...   warms up kernels that do not run here
-    generator states     checkpoints hold the CUDA generator's state; the CPU's takes its place
+    generator states     checkpoints hold those of the CUDA generator and of Megatron's tracker, and must hold some; the
+                         CPU's generator takes the place of CUDA's
     scatter              an imported matrix is cut by columns into views, and gloo sends a view's memory from its start
                          on as if it were whole, without a word: the wrong numbers arrive
     results queue        a checkpoint's writer is asked through a manager process, see `checkpoint`
@@ -84,14 +85,17 @@ def _empty_transformer_engine() -> Iterator[None]:
 
 
 def _redirect_generators() -> None:
-    def get_rng_state(*_: object) -> Tensor:
+    from megatron.core.tensor_parallel import random
+
+    def get_rng_state(*_: object, **__: object) -> Tensor:
         return torch.get_rng_state()
 
-    def set_rng_state(state: Tensor, *_: object) -> None:
+    def set_rng_state(state: Tensor, *_: object, **__: object) -> None:
         torch.set_rng_state(state)
 
-    torch.cuda.get_rng_state = get_rng_state  # type: ignore[assignment]
-    torch.cuda.set_rng_state = set_rng_state  # type: ignore[assignment]
+    torch.cuda.manual_seed = lambda seed: torch.default_generator.manual_seed(seed)  # type: ignore[assignment]
+    torch.cuda.get_rng_state = random._get_cuda_rng_state = get_rng_state  # type: ignore[assignment]
+    torch.cuda.set_rng_state = random._set_cuda_rng_state = set_rng_state  # type: ignore[assignment]
 
 
 def _of_whole_tensors(scatter: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,8 +117,7 @@ def _redirect_setup() -> None:
 
     def initialize_megatron(cfg: Any, **options: Any) -> Any:
         groups = initialize_on_gpu(cfg, **{**options, "allow_no_cuda": True})
-        # The tracker keeps CUDA generator states; the inference one keeps none, which is right without dropout.
-        model_parallel_cuda_manual_seed(cfg.rng.seed, inference_rng_tracker=True, force_reset_rng=True)
+        model_parallel_cuda_manual_seed(cfg.rng.seed, force_reset_rng=True)
         return groups
 
     setup.initialize_megatron = initialize_megatron  # type: ignore[assignment]

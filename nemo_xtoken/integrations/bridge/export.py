@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import yaml
 from megatron.bridge import AutoBridge
 from megatron.bridge.training.model_load_save import temporary_distributed_context
-from megatron.core import dist_checkpointing
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
@@ -29,19 +34,39 @@ def export(checkpoint: Path, source: str, out: Path) -> None:
 
     checkpoint  what `checkpoint.save` was, for its latest iteration, or one `iter_...` directory in it
     source      the Hugging Face model that the student was made from; its config and tokenizer are written, too
-    out         `out/distillation` gets the run's config and, where the run built it, W
+    out         `out/distillation` gets the run's config and W
     Raises CheckpointError where the checkpoint can't be read or is of another model.
     """
     iteration = find_iteration(checkpoint)
     bridge = AutoBridge.from_hf_pretrained(source)
-    with temporary_distributed_context(backend="gloo"):
+    with _one_process():
         model = load_student(bridge, iteration, source)
         bridge.save_hf_pretrained([model], out, show_progress=False, strict=False)
     _say_dtype(out / "config.json", str(model.config.params_dtype).removeprefix("torch."))
     folder = out / FOLDER
     folder.mkdir(exist_ok=True)
-    for path in [iteration / "run_config.yaml", *iteration.parent.glob("projection-*.safetensors")]:
+    run_config = iteration / "run_config.yaml"
+    for path in [run_config, *iteration.parent.glob("projection-*.safetensors"), *_named_projections(run_config)]:
         shutil.copy(path, folder)
+
+
+def _named_projections(run_config: Path) -> list[Path]:
+    """The files of W that the run's config names and that are still there."""
+    teachers = yaml.safe_load(run_config.read_text(encoding="utf-8")).get("teachers") or []
+    named = [Path(teacher["projection"]) for teacher in teachers if teacher["projection"]]
+    return [path for path in named if path.is_file()]
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """Megatron's groups for a job of one process, also where the caller has started one."""
+    if not dist.is_initialized():
+        with temporary_distributed_context(backend="gloo"):
+            yield
+        return
+    if not parallel_state.model_parallel_is_initialized():
+        parallel_state.initialize_model_parallel()
+    yield
 
 
 def find_iteration(checkpoint: Path) -> Path:
@@ -76,17 +101,23 @@ def load_student(bridge: Any, iteration: Path, source: str) -> GPTModel:
         use_cpu_initialization=True,
         pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
     )
-    wanted = model.sharded_state_dict()
-    for name, tensor in wanted.items():
-        shape = getattr(tensor, "global_shape", None)
-        if shape is not None and (tensor.key not in stored or tuple(stored[tensor.key].global_shape) != tuple(shape)):
+    _load_weights(model, iteration, stored, source)
+    return model
+
+
+def _load_weights(model: GPTModel, iteration: Path, stored: Any, source: str) -> None:
+    """What layers keep besides their weights, such as FP8 scales, is not part of a Hugging Face model."""
+    wanted = {name: part for name, part in model.sharded_state_dict().items() if not isinstance(part, ShardedObject)}
+    for name, part in wanted.items():
+        shape = tuple(getattr(part, "global_shape", ()))
+        if shape and (part.key not in stored or tuple(stored[part.key].global_shape) != shape):
             raise CheckpointError(
                 f"checkpoint {iteration} is not of a student made from {source}: {name} is not in it with shape "
                 f"{list(shape)}"
             )
     loaded: Any = dist_checkpointing.load({"model": wanted}, str(iteration))
-    model.load_state_dict(loaded["model"])
-    return model
+    missing, _ = model.load_state_dict(loaded["model"], strict=False)
+    assert all(name.endswith("_extra_state") for name in missing)
 
 
 def _say_dtype(config: Path, dtype: str) -> None:

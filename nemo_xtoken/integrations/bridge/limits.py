@@ -40,6 +40,11 @@ def _limits(config: DistillationContainer) -> list[tuple[bool, str, str]]:
             f"several teachers ({len(config.teachers)})",
             "prepared data has the tokens of one teacher; keep one",
         ),
+        (
+            config.checkpoint.save is None and any(teacher.projection is None for teacher in config.teachers),
+            "a teacher without a projection",
+            "W is built beside the checkpoints, and checkpoint.save is null; name a projection or a directory",
+        ),
         (config.peft is not None, "peft", "the student's head and the balance are part of what is trained and saved"),
         (
             config.dist.use_megatron_fsdp or config.dist.use_torch_fsdp2 or config.ddp.use_megatron_fsdp,

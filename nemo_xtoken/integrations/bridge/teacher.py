@@ -45,7 +45,7 @@ def build_model(config: DistillationContainer, teacher: BridgeTeacher, layout: L
     It is whole on every pipeline stage while its weights are read, since Bridge's conversion talks to all of them, and
     is kept on the last one.
     """
-    provider = teacher.provider or provider_from(teacher.model)
+    provider: Any = teacher.provider or provider_from(teacher.model)
     student = config.model
     options = {
         "tensor_model_parallel_size": student.tensor_model_parallel_size,

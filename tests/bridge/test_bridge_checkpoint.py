@@ -1,0 +1,126 @@
+"""Checkpoints of a distillation inside Bridge: resume, another layout, what is in them, and the way to Hugging Face."""
+
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from megatron.core import dist_checkpointing
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nemo_xtoken.errors import CheckpointError
+from nemo_xtoken.integrations.bridge.export import export
+from tests.bridge import tiny
+from tests.distributed.ranks import run_ranks
+
+pytestmark = pytest.mark.timeout(400)
+
+Lines = list[dict[str, float]]
+HALF = tiny.STEPS // 2
+
+
+@pytest.fixture(scope="module")
+def first_half(folder: Path) -> Lines:
+    """A run that Bridge ended after half of its steps, saved as `folder / "half"`."""
+    return tiny.run(folder, "half", train={"exit_interval": HALF})
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path, curve: Lines) -> Path:
+    """The student after 20 steps, exported."""
+    del curve
+    out = folder / "exported"
+    run_ranks(1, export, folder / "one_rank", str(folder / "llama"), out, timeout=120)
+    return out
+
+
+def copy_of(folder: Path, name: str) -> str:
+    shutil.copytree(folder / "half", folder / name)
+    return name
+
+
+def test_a_resumed_run_has_the_curve_of_one_that_was_not_stopped(folder: Path, curve: Lines, first_half: Lines) -> None:
+    assert first_half == curve[:HALF]
+    resumed = tiny.run(folder, copy_of(folder, "resumed"))
+    assert resumed == curve[HALF:]
+    ratio_of_the_same_step = curve[HALF]["ce"] / curve[HALF]["kd"]  # what a run without the balance would measure
+    assert abs(resumed[0]["ratio"] / ratio_of_the_same_step - 1) > 1e-3
+
+
+@pytest.mark.parametrize("layout", [{"tp": 2}, {"pp": 2}], ids=["tp2", "pp2"])
+def test_a_run_goes_on_in_another_layout(folder: Path, curve: Lines, first_half: Lines, layout: dict[str, int]) -> None:
+    assert first_half
+    name = "_".join(f"resumed_{key}" for key in layout)
+    resumed = tiny.run(folder, copy_of(folder, name), **layout)
+    for line, other in zip(resumed, curve[HALF:], strict=True):
+        assert line == pytest.approx(other, rel=1e-5, abs=1e-6)
+
+
+def test_the_checkpoint_has_the_student_and_the_balance_alone(folder: Path, first_half: Lines) -> None:
+    def stored() -> tuple[set[str], dict[str, tuple[int, ...]]]:
+        found = dist_checkpointing.load_tensors_metadata(str(folder / "half" / f"iter_{HALF:07d}"))
+        shapes = {name: tuple(tensor.global_shape) for name, tensor in found.items()}
+        return set(found), shapes
+
+    ((names, shapes),) = run_ranks(1, stored)
+    model = {name for name in names if not name.startswith(("optimizer", "rng"))}
+    assert "distillation_balance.ratio" in model
+    assert shapes["embedding.word_embeddings.weight"] == (336, 32)
+    assert not any(24 in shapes[name] for name in model if name.endswith("layernorm.weight")), "the teacher is in it"
+    last = first_half[-1]
+    ratio = run_ranks(1, load_ratio, folder / "half" / f"iter_{HALF:07d}")[0]
+    assert ratio == pytest.approx(last["ce"] / last["kd"], rel=1e-6)
+
+
+def load_ratio(iteration: Path) -> float:
+    from megatron.core import parallel_state
+
+    from nemo_xtoken.config import BalanceConfig
+    from nemo_xtoken.integrations.bridge.student import BalanceInCheckpoint
+    from nemo_xtoken.integrations.megatron.balance import Balance
+
+    parallel_state.initialize_model_parallel()
+    balance = Balance(BalanceConfig())
+    module = BalanceInCheckpoint(balance)
+    loaded: Any = dist_checkpointing.load(module.sharded_state_dict("distillation_balance."), str(iteration))
+    module.load_state_dict({"ratio": loaded["distillation_balance.ratio"]})
+    assert balance.ratio is not None
+    return balance.ratio
+
+
+def test_the_exported_student_has_the_logits_of_the_trained_one(folder: Path, exported: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(exported)
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    tokens = torch.tensor([tokenizer.encode("17+25=42, The library has 201 books")])
+    expected = run_ranks(1, tiny.logits_of_checkpoint, folder, "one_rank", tokens)[0]
+    with torch.no_grad():
+        logits = model(tokens).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    untrained = AutoModelForCausalLM.from_pretrained(folder / "llama")
+    with torch.no_grad():
+        assert (untrained(tokens).logits - logits).abs().max() > 0.1
+    assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(folder / "llama").get_vocab()
+    beside = exported / "distillation"
+    assert (beside / "run_config.yaml").is_file()
+    assert (beside / "projection.safetensors").read_bytes() == (folder / "projection.safetensors").read_bytes()
+
+
+def test_a_checkpoint_that_is_not_there_or_of_another_model_is_one_clear_error(folder: Path, curve: Lines) -> None:
+    del curve
+    with pytest.raises(CheckpointError, match="expected a checkpoint directory of Megatron-Bridge"):
+        export(folder / "nowhere", str(folder / "llama"), folder / "out")
+    with pytest.raises(CheckpointError, match=r"is not of a student made from .*qwen2: .* is not in it with shape"):
+        run_ranks(1, export, folder / "one_rank", str(folder / "qwen2"), folder / "out")
+
+
+def test_a_run_that_names_no_projection_builds_its_own_once(folder: Path, curve: Lines) -> None:
+    (line,) = tiny.run(folder, "own_projection", tp=2, steps=1, projection=None)
+    assert line["kd"] == pytest.approx(curve[0]["kd"], rel=1e-5)
+    (built,) = (folder / "own_projection").glob("projection-*.safetensors")
+    assert built.read_bytes() == (folder / "projection.safetensors").read_bytes()
+    run_ranks(1, export, folder / "own_projection", str(folder / "llama"), folder / "exported_with_it")
+    assert (folder / "exported_with_it" / "distillation" / built.name).is_file()
