@@ -39,7 +39,7 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = (), files: S
     for file in files:
         tree.merge_with(_read_yaml(Path(file)))
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
     try:
         data = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -105,7 +105,8 @@ def _read_yaml(path: Path) -> DictConfig:
     return tree
 
 
-def _apply(tree: DictConfig, override: str) -> None:
+def apply_override(tree: DictConfig, override: str) -> None:
+    """Set one `key=value` in a tree, in place. Raises ConfigError for what is no override, or has no place."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r}: expected key=value, such as optimizer.lr=1e-3")

@@ -62,6 +62,42 @@ def test_the_curve_does_not_depend_on_the_layout(folder: Path, own: Lines, layou
     assert_same(tiny.run(folder, name, **layout), own)
 
 
+def use_distributed_optimizer(config: Any) -> None:
+    config.optimizer.use_distributed_optimizer = config.ddp.use_distributed_optimizer = True
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "sequence_parallel": {"tp": 2, "model": {"sequence_parallel": True}},
+    "cp2": {"dp": 2, "model": {"context_parallel_size": 2}},
+    "distributed_optimizer": {"dp": 2, "change": use_distributed_optimizer},
+    "recompute": {"model": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}},
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_bridges_other_ways_to_train_give_the_same_curve(folder: Path, own: Lines, name: str) -> None:
+    assert_same(tiny.run(folder, name, steps=3, **LAYOUTS[name]), own[:3])
+
+
+def test_tied_embeddings_in_every_layout(folder: Path, own: Lines) -> None:
+    alone = tiny.run(folder, "tied_alone", steps=3, student="tied")
+    assert abs(alone[0]["loss"] / own[0]["loss"] - 1) > 1e-3
+    assert_same(tiny.run(folder, "tied_tp2", steps=3, student="tied", tp=2), alone)
+    assert_same(tiny.run(folder, "tied_pp2", steps=3, student="tied", pp=2), alone)
+
+
+def use_bf16(config: Any) -> None:
+    config.mixed_precision = "bf16_mixed"
+
+
+def test_bf16_trains(folder: Path, own: Lines) -> None:
+    lines = tiny.run(folder, "bf16", steps=3, change=use_bf16, tp=2)
+    for line, other in zip(lines, own[:3], strict=True):
+        assert line["ce"] == pytest.approx(other["ce"], rel=1e-2)
+        assert line["kd"] == pytest.approx(other["kd"], rel=3e-2)
+    assert lines[0]["ce"] != own[0]["ce"]
+
+
 def test_a_qwen2_teacher_and_another_loss(folder: Path) -> None:
     loss = LossConfig(mode="h_kl", temperature=2.0)
     lines = tiny.run(folder, "h_kl", steps=3, teacher="qwen2", loss=loss)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ STEPS = 20
 
 
 def make_all(folder: Path) -> None:
-    """Under `folder`: models `llama`, `qwen3`, `qwen2` with tokenizers, prepared data `data` and `held_out`, and W."""
+    """Under `folder`: models `llama`, `tied`, `qwen3`, `qwen2` with tokenizers, prepared data `data` and `held_out`, and W."""
     text = [prompt + answer for prompt, answer in toy.sums(400, seed=1)] + SENTENCES[:5]
     _save_tokenizer(folder / "llama", text, vocab_size=330, split_digits=False)
     _save_tokenizer(folder / "qwen3", text, vocab_size=300, split_digits=True)
@@ -79,6 +80,8 @@ def make_all(folder: Path) -> None:
     teacher = {"vocab_size": 304, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "head_dim": 8}
     heads = {"num_attention_heads": 4}
     LlamaForCausalLM(LlamaConfig(**student, **heads, **shape)).save_pretrained(folder / "llama")
+    tied = {**shape, "tie_word_embeddings": True}
+    LlamaForCausalLM(LlamaConfig(**student, **heads, **tied)).save_pretrained(folder / "tied")
     _save_teacher(Qwen3ForCausalLM(Qwen3Config(**teacher, **heads, **shape)), folder / "qwen3")
     del teacher["head_dim"]
     _save_teacher(Qwen2ForCausalLM(Qwen2Config(**teacher, **heads, **shape)), folder / "qwen2")
@@ -94,11 +97,18 @@ def config(
     steps: int = STEPS,
     teacher: str | None = "qwen3",
     projection: str | None = "projection.safetensors",
+    model: dict[str, Any] | None = None,
+    student: str = "llama",
+    change: Callable[[ConfigContainer], None] | None = None,
     train: dict[str, Any] | None = None,
     **options: Any,
 ) -> DistillationContainer:
     """Distillation of a tiny teacher into the tiny Llama, saved under `folder / name` when it ends."""
-    base = student_config(folder, name, tp=tp, pp=pp, steps=steps, train=train or {})
+    base = student_config(folder, name, tp=tp, pp=pp, steps=steps, train=train or {}, student=student)
+    for field, value in (model or {}).items():
+        setattr(base.model, field, value)
+    if change is not None:
+        change(base)
     teachers = []
     if teacher is not None:
         path = None if projection is None else str(folder / projection)
@@ -116,9 +126,11 @@ def data_config(folder: Path) -> DataConfig:
     )
 
 
-def student_config(folder: Path, name: str, *, tp: int, pp: int, steps: int, train: dict[str, Any]) -> ConfigContainer:
+def student_config(
+    folder: Path, name: str, *, tp: int, pp: int, steps: int, train: dict[str, Any], student: str = "llama"
+) -> ConfigContainer:
     """A pretraining of the tiny Llama as a user of Bridge has it, in fp32."""
-    model = provider_from(str(folder / "llama"))
+    model = provider_from(str(folder / student))
     model.tensor_model_parallel_size, model.pipeline_model_parallel_size = tp, pp
     model.params_dtype = model.pipeline_dtype = torch.float32
     model.bf16 = model.fp16 = False

@@ -58,6 +58,11 @@ def _limits(config: DistillationContainer) -> list[tuple[bool, str, str]]:
             "only the next token is compared; set it to null",
         ),
         (
+            getattr(model, "final_logit_softcapping", None) is not None,
+            "a student whose logits are capped (Gemma 2)",
+            "the loss computes logits from hidden states, and knows nothing of the cap here",
+        ),
+        (
             model.cuda_graph_impl != "none",
             f"model.cuda_graph_impl={model.cuda_graph_impl}",
             "the number of chunks is another one in every micro batch; set it to none",
@@ -77,11 +82,14 @@ def _limits(config: DistillationContainer) -> list[tuple[bool, str, str]]:
 
 def refuse_teacher(name: str, teacher: Any, student: Any) -> None:
     """Raises ConfigError for a teacher that can't stand beside this student."""
-    if teacher.num_moe_experts and student.expert_model_parallel_size > 1:
+    expert_size = max(teacher.expert_model_parallel_size, student.expert_model_parallel_size)
+    if teacher.num_moe_experts and expert_size > 1:
         raise ConfigError(
-            f"teacher {name!r} has experts, and expert_model_parallel_size {student.expert_model_parallel_size} would "
-            "cut them over ranks with different micro batches; set it to 1"
+            f"teacher {name!r} has experts and expert_model_parallel_size is {expert_size}: Bridge numbers the experts "
+            "that it imports by the student's groups; set it to 1"
         )
+    if getattr(teacher, "final_logit_softcapping", None) is not None:
+        raise ConfigError(f"teacher {name!r} caps its logits (Gemma 2), of which the loss knows nothing here")
     for size in ("tensor_model_parallel_size", "context_parallel_size"):
         ours, theirs = getattr(student, size), getattr(teacher, size)
         if ours != theirs:

@@ -22,8 +22,23 @@ def provider_from(model: str | None, *, load_weights: bool = True) -> Any:
     try:
         return AutoBridge.from_hf_pretrained(model).to_megatron_provider(load_weights=load_weights)
     except (OSError, ValueError) as error:
-        reason = next(line.strip() for line in str(error).splitlines() if line.strip())
-        raise ConfigError(f"Megatron-Bridge can't import {model}: {reason}") from error
+        raise ConfigError(f"Megatron-Bridge can't import {model}: {_first_line(error)}") from error
+
+
+def with_weights(provider: Any, model: str) -> Any:
+    """A provider that reads the weights of a Hugging Face model when it builds its own, and not before."""
+    provider.hf_model_id = model
+    provider.register_pre_wrap_hook(partial(load_weights, model))
+    return provider
+
+
+def load_weights(model: str, models: list[Any]) -> list[Any]:
+    """Read a Hugging Face model's weights into these, in place. Raises ConfigError where Bridge can't read it."""
+    try:
+        AutoBridge.from_hf_pretrained(model).load_hf_weights(models)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"Megatron-Bridge can't import {model}: {_first_line(error)}") from error
+    return models
 
 
 def adapt(provider: Any, device: torch.device) -> None:
@@ -62,3 +77,7 @@ def layers_for_packed_documents(own: Any, config: Any, vp_stage: int | None = No
         if config.context_parallel_size > 1:
             attention.submodules.core_attention = ContextParallelAttention
     return spec
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

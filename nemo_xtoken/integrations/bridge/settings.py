@@ -33,7 +33,6 @@ def settle(config: DistillationContainer) -> None:
     if where.type == "cpu":
         _settle_for_cpu(config)
     adapt(model, where)
-    _check_vocabulary(config)
 
 
 def _settle_for_cpu(config: DistillationContainer) -> None:
@@ -43,7 +42,8 @@ def _settle_for_cpu(config: DistillationContainer) -> None:
     data.pin_memory = False
 
 
-def _check_vocabulary(config: DistillationContainer) -> None:
+def check_vocabulary(config: DistillationContainer) -> None:
+    """Raises ConfigError where the data has ids that the student's head has not."""
     ids, rows = config.dataset.manifest().student.vocab_size, config.model.vocab_size
     if rows is not None and rows < ids:
         raise ConfigError(

@@ -21,7 +21,7 @@ from nemo_xtoken.config import LossConfig
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.bridge.config import DistillationContainer
 from nemo_xtoken.integrations.bridge.placement import layout_of
-from nemo_xtoken.integrations.bridge.settings import settle
+from nemo_xtoken.integrations.bridge.settings import check_vocabulary, settle
 from nemo_xtoken.integrations.bridge.student import prepare_student
 from nemo_xtoken.integrations.bridge.teacher import build_teacher
 from nemo_xtoken.integrations.megatron.balance import Balance
@@ -46,6 +46,7 @@ class DistillationStep:
 
     def __init__(self, config: DistillationContainer) -> None:
         settle(config)
+        check_vocabulary(config)
         self.config = config
         self.balance = Balance(config.balance)
         self._waiting: deque[DistillBatch] = deque()

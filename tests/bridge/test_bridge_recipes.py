@@ -1,0 +1,292 @@
+"""Recipes, `extend`, overrides and what is refused: everything that is decided before a job starts."""
+
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from megatron.bridge import AutoBridge
+from megatron.bridge.models.gemma.gemma2_provider import Gemma2ModelProvider
+from megatron.bridge.models.qwen.qwen_provider import Qwen3ModelProvider4B, Qwen3MoEModelProvider30B_A3B
+from megatron.bridge.training.config import MockGPTDatasetConfig
+from megatron.bridge.training.mixed_precision import get_mixed_precision_config
+from megatron.core.transformer.enums import AttnMaskType
+
+from nemo_xtoken.config import LossConfig
+from nemo_xtoken.errors import ConfigError, UnavailableError
+from nemo_xtoken.integrations.bridge import models, recipes, run
+from nemo_xtoken.integrations.bridge.arithmetic import check_layout
+from nemo_xtoken.integrations.bridge.config import BridgeTeacher, DistillationContainer
+from nemo_xtoken.integrations.bridge.distillation import extend
+from nemo_xtoken.integrations.bridge.limits import refuse, refuse_teacher
+from nemo_xtoken.integrations.bridge.overrides import override
+from nemo_xtoken.integrations.megatron.context_parallel import ContextParallelAttention
+from tests.bridge import tiny
+
+pytestmark = pytest.mark.timeout(400)
+
+GPUS = {"llama32_1b_from_qwen3_4b": 8, "mistral_7b_from_qwen3_32b": 32}
+OF_PHI = ("llama32_1b_from_phi4_mini", "llama32_1b_from_phi4_mini_and_llama32_3b")
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_a_recipe_has_the_papers_settings_and_a_layout_that_comes_out_even(name: str) -> None:
+    config = recipes.RECIPES[name]()
+    assert check_layout(config, GPUS[name]) >= 1
+    train, optimizer, scheduler, data = config.train, config.optimizer, config.scheduler, config.dataset.data
+    assert train.global_batch_size == 768
+    assert (data.student_sequence_length, data.teacher_sequence_length) == (4096, 4096)
+    assert (optimizer.lr, optimizer.weight_decay, optimizer.clip_grad) == (5e-5, 0.1, 1.0)
+    assert (optimizer.adam_beta1, optimizer.adam_beta2) == (0.9, 0.98)
+    assert (scheduler.lr_decay_style, scheduler.lr_warmup_iters) == ("cosine", 4000)
+    assert config.mixed_precision == "bf16_mixed"
+    assert config.model.calculate_per_token_loss
+    assert not config.ddp.average_in_collective
+    assert config.model.seq_length == 4096
+
+
+def test_every_recipe_is_built_here_or_says_why_not(folder: Path) -> None:
+    assert set(recipes.RECIPES) == {*GPUS, *OF_PHI, "tiny_cpu"}
+    for name in OF_PHI:
+        with pytest.raises(UnavailableError, match="no conversion of Phi3ForCausalLM"):
+            recipes.RECIPES[name]()
+    tiny_cpu = recipes.tiny_cpu(str(folder / "data"), student=str(folder / "llama"), teacher=str(folder / "qwen3"))
+    assert check_layout(tiny_cpu, 1) == 1
+
+
+def test_two_teachers_are_refused_where_phi_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AutoBridge, "list_supported_models", lambda: ["Phi3ForCausalLM"])
+    assert recipes.llama32_1b_from_phi4_mini().teachers[0].loss.mode == "h_kl"
+    with pytest.raises(ConfigError, match=r"several teachers \(2\) does not work"):
+        recipes.llama32_1b_from_phi4_mini_and_llama32_3b()
+
+
+@pytest.mark.parametrize(
+    "precision", ["bf16_with_fp8_current_scaling_mixed", "bf16_with_fp8_delayed_scaling_mixed", "bf16_with_mxfp8_mixed"]
+)
+def test_an_fp8_student_has_a_bf16_teacher(precision: str) -> None:
+    config = recipes.llama32_1b_from_qwen3_4b(precision=precision)
+    mixed = get_mixed_precision_config(config.mixed_precision)
+    mixed.setup(config.model, config.optimizer, config.ddp)
+    assert config.model.fp8 is not None
+    assert config.teachers[0].provider.fp8 is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train.global_batch_size": 766}, "train.global_batch_size, 766, is not divisible"),
+        ({"model.tensor_model_parallel_size": 3}, "the number of ranks, 32, is not divisible"),
+        (
+            {"model.pipeline_model_parallel_size": 4, "model.num_layers": 30},
+            "num_layers of the student, 30, is",
+        ),
+        ({"model.num_query_groups": 4}, "num_query_groups of the student, 4, is not divisible"),
+        ({"model.vocab_size": 32001}, "vocab_size of the student, 32001, is not divisible"),
+        ({"data.teacher_sequence_length": 4092}, "the sequence length of teacher 'qwen3_32b', 4092, is not divisible"),
+    ],
+)
+def test_a_layout_that_does_not_come_out_even_is_one_clear_error(change: dict[str, Any], message: str) -> None:
+    config = override(recipes.mistral_7b_from_qwen3_32b(), [f"{key}={value}" for key, value in change.items()])
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        check_layout(config, 32)
+
+
+def test_extend_leaves_the_users_choices_alone(folder: Path) -> None:
+    base = tiny.student_config(folder, "extended", tp=2, pp=1, steps=7, train={"micro_batch_size": 4})
+    before = (base.model, base.optimizer, base.scheduler, base.train, base.checkpoint, base.logger)
+    teacher = BridgeTeacher(model=str(folder / "qwen3"))
+    config = extend(base, [teacher], tiny.data_config(folder), LossConfig(mode="gold"))
+    assert all(
+        a is b
+        for a, b in zip(
+            before,
+            (config.model, config.optimizer, config.scheduler, config.train, config.checkpoint, config.logger),
+            strict=True,
+        )
+    )
+    assert config.teachers[0].loss.mode == "gold"
+    assert config.dataset.num_workers == 0
+    assert isinstance(base.dataset, MockGPTDatasetConfig)
+
+
+def test_overrides_are_bridges_and_ours() -> None:
+    config = recipes.llama32_1b_from_qwen3_4b()
+    hooks = len(config.model._pre_wrap_hooks)
+    changed = override(
+        config,
+        ["train.train_iters=5", "model.tensor_model_parallel_size=2", "teachers.0.loss.mode=gold", "data.path=/there"],
+    )
+    assert (changed.train.train_iters, changed.model.tensor_model_parallel_size) == (5, 2)
+    assert changed.teachers[0].loss.mode == "gold"
+    assert changed.teachers[0].provider is not None
+    assert changed.dataset.data.path == "/there"
+    assert len(changed.model._pre_wrap_hooks) == hooks
+    other = override(changed, ["teachers.0.model=Qwen/Qwen3-8B", "balance.mode=fixed"])
+    assert (other.teachers[0].model, other.teachers[0].provider, other.balance.mode) == ("Qwen/Qwen3-8B", None, "fixed")
+    assert override(other, ["teachers=[]"]).teachers == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("teachers.0.loss.mod=gold", r"unknown key teachers.0.loss.mod; did you mean teachers.0.loss.mode\?"),
+        ("balance.mode=often", "balance.mode: expected one of dynamic, micro_batch, fixed"),
+        ("train.train_iter=5", "train_iter"),
+        ("teachers.1.weight=2", "there is no place"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_error(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        override(recipes.llama32_1b_from_qwen3_4b(), [text])
+
+
+def set_virtual_stages(config: DistillationContainer) -> None:
+    config.model.virtual_pipeline_model_parallel_size = 2
+
+
+def set_mock_data(config: DistillationContainer) -> None:
+    config.dataset = recipes._placeholder(0)
+
+
+def set_cyclic(config: DistillationContainer) -> None:
+    config.dataset.dataloader_type = "cyclic"
+
+
+def set_fsdp(config: DistillationContainer) -> None:
+    config.dist.use_megatron_fsdp = True
+
+
+def set_own_groups(config: DistillationContainer) -> None:
+    config.dist.use_decentralized_pg = True
+
+
+def set_multi_token_prediction(config: DistillationContainer) -> None:
+    config.model.mtp_num_layers = 1
+
+
+def set_cuda_graphs(config: DistillationContainer) -> None:
+    config.model.cuda_graph_impl = "local"
+
+
+def set_other_checkpoints(config: DistillationContainer) -> None:
+    config.checkpoint.ckpt_format = "fsdp_dtensor"
+
+
+def set_nowhere_for_w(config: DistillationContainer) -> None:
+    config.checkpoint.save = None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_virtual_stages, "virtual_pipeline_model_parallel_size"),
+        (set_mock_data, "dataset MockGPTDatasetConfig"),
+        (set_cyclic, "dataloader_type=cyclic"),
+        (set_fsdp, "FSDP"),
+        (set_own_groups, "use_decentralized_pg"),
+        (set_multi_token_prediction, "multi-token prediction"),
+        (set_cuda_graphs, "cuda_graph_impl=local"),
+        (set_other_checkpoints, "ckpt_format=fsdp_dtensor"),
+        (set_nowhere_for_w, "a teacher without a projection"),
+    ],
+)
+def test_what_does_not_work_is_refused_with_its_reason(change: Any, message: str) -> None:
+    config = recipes.llama32_1b_from_qwen3_4b()
+    refuse(config)
+    change(config)
+    with pytest.raises(ConfigError, match=f"{message}.* does not work with distillation inside Megatron-Bridge: .+"):
+        refuse(config)
+
+
+def test_a_teacher_that_can_not_stand_beside_the_student_is_refused() -> None:
+    student = recipes.llama32_1b_from_qwen3_4b().model
+    refuse_teacher("qwen", Qwen3ModelProvider4B(), student)
+    refuse_teacher("experts", Qwen3MoEModelProvider30B_A3B(), student)
+    experts = Qwen3MoEModelProvider30B_A3B()
+    experts.expert_model_parallel_size = 4
+    with pytest.raises(ConfigError, match="teacher 'experts' has experts and expert_model_parallel_size is 4"):
+        refuse_teacher("experts", experts, student)
+    wide = Qwen3ModelProvider4B()
+    wide.tensor_model_parallel_size = 2
+    with pytest.raises(ConfigError, match="tensor_model_parallel_size 2 must be the student's, 1"):
+        refuse_teacher("wide", wide, student)
+    with pytest.raises(ConfigError, match="caps its logits"):
+        refuse_teacher("gemma", Gemma2ModelProvider(num_layers=2, hidden_size=8, num_attention_heads=2), student)
+    with pytest.raises(ConfigError, match="expected a model or a provider"):
+        BridgeTeacher()
+
+
+def test_layers_on_cuda_are_the_providers_own_with_a_mask() -> None:
+    provider = Qwen3ModelProvider4B()
+    provider.transformer_layer_spec = models.local_layers
+    models.adapt(provider, torch.device("cuda"))
+    models.adapt(provider, torch.device("cuda"))
+    assert isinstance(provider.transformer_layer_spec, partial)
+    assert provider.transformer_layer_spec.args == (models.local_layers,)
+    provider.context_parallel_size = 2
+    spec = provider.transformer_layer_spec(provider)
+    for layer in spec.layer_specs:
+        assert layer.submodules.self_attention.params["attn_mask_type"] is AttnMaskType.arbitrary
+        assert layer.submodules.self_attention.submodules.core_attention is ContextParallelAttention
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "nemo_xtoken.integrations.bridge.run", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+    )
+
+
+def test_the_command_trains_a_recipe_and_goes_on_with_it(folder: Path, tmp_path: Path) -> None:
+    keys = [
+        f"student={folder / 'llama'}",
+        f"teacher={folder / 'qwen3'}",
+        f"data.path={folder / 'data'}",
+        f"teachers.0.projection={folder / 'projection.safetensors'}",
+        "model.tensor_model_parallel_size=2",
+        "scheduler.lr_decay_iters=20",
+    ]
+    result = command("--device", "cpu", "tiny_cpu", *keys, "train.train_iters=2", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-2000:]
+    saved = tmp_path / "checkpoints" / "tiny_cpu"
+    assert (saved / "latest_checkpointed_iteration.txt").read_text() == "2"
+    assert "kd:" in result.stdout
+    again = command("--device", "cpu", "tiny_cpu", *keys, "train.train_iters=3", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert (saved / "latest_checkpointed_iteration.txt").read_text() == "3"
+    assert "iteration        3/" in again.stdout
+    assert "iteration        2/" not in again.stdout
+
+
+def test_the_command_tells_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+    result = command("--device", "cpu", "llama32_9b", cwd=tmp_path)
+    assert (result.returncode, result.stderr.splitlines()[-1][:34]) == (2, "error: there is no recipe 'llama32")
+
+
+def test_the_parts_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["--device", "cpu", "--list"]) == 0
+    assert "llama32_1b_from_qwen3_4b" in capsys.readouterr().out
+    assert run.main(["--device", "cpu", "--check", "16", "llama32_1b_from_qwen3_4b"]) == 0
+    assert "data parallel size 16" in capsys.readouterr().out
+    assert run.main(["--device", "cpu", "--check", "7", "llama32_1b_from_qwen3_4b"]) == 2
+    assert "train.global_batch_size, 768, is not divisible" in capsys.readouterr().err
+    assert run.main(["--device", "cpu", "llama32_1b_from_qwen3_4b", "steps=many"]) == 2
+    assert "steps: expected an integer, got 'many'" in capsys.readouterr().err
+    assert run.main(["--device", "cpu", "llama32_1b_from_qwen3_4b", "data"]) == 2
+    assert "expected key=value" in capsys.readouterr().err
+
+
+def test_weights_are_read_when_the_model_is_built(folder: Path) -> None:
+    provider = models.with_weights(Qwen3ModelProvider4B(), str(folder / "nowhere"))
+    with pytest.raises(ConfigError, match=r"Megatron-Bridge can't import .*nowhere"):
+        provider.pre_wrap_hook([])
