@@ -62,7 +62,10 @@ STEPS = 20
 
 
 def make_all(folder: Path) -> None:
-    """Under `folder`: models `llama`, `tied`, `qwen3`, `qwen2` with tokenizers, prepared data `data` and `held_out`, and W."""
+    """Under `folder`: models with tokenizers, prepared data `data` and `held_out`, and W.
+
+    `llama` and, with tied embeddings, `tied` are students, `qwen3` and `qwen2` teachers.
+    """
     text = [prompt + answer for prompt, answer in toy.sums(400, seed=1)] + SENTENCES[:5]
     _save_tokenizer(folder / "llama", text, vocab_size=330, split_digits=False)
     _save_tokenizer(folder / "qwen3", text, vocab_size=300, split_digits=True)

@@ -29,6 +29,7 @@ from nemo_xtoken.integrations.megatron.context_parallel import model_inputs
 from nemo_xtoken.integrations.megatron.head_tap import head_weight
 from nemo_xtoken.integrations.megatron.layout import Layout
 from nemo_xtoken.integrations.megatron.step import Objective, Report, Scales, count_global_batch
+from nemo_xtoken.integrations.megatron.student import unwrap
 from nemo_xtoken.types import DistillBatch
 
 LossFunction = Callable[[Tensor], tuple[Tensor, Tensor, Report]]
@@ -82,6 +83,8 @@ class DistillationStep:
         return model(*inputs), partial(self._loss, scales, batch, model)
 
     def _loss(self, scales: Scales, batch: DistillBatch, model: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Report]:
+        # Megatron's wrapper for bf16 models hands out what they computed as float32.
+        hidden = hidden.to(head_weight(unwrap(model)).dtype)
         loss, num_tokens, report = self.objective.loss_func(scales, batch, model, hidden)
         if model.training and self.config.teachers:
             report["ratio"] = torch.tensor([self.balance.kd_weight, 1.0], device=loss.device)
