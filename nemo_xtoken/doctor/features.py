@@ -71,6 +71,7 @@ def slurm(machine: Machine) -> str | None:
 
 MEGATRON = package("megatron-core")
 TRANSFORMER_ENGINE = package("transformer-engine")
+BRIDGE = package("megatron-bridge", "extra 'bridge', in an environment of its own")
 FEATURES: Mapping[str, tuple[str, tuple[Need, ...]]] = {
     "Tokenizers, alignment, projection, data": ("projection", ()),
     "Training on CPU": ("integrations.megatron", (MEGATRON,)),
@@ -85,6 +86,7 @@ FEATURES: Mapping[str, tuple[str, tuple[Need, ...]]] = {
     "FP8 emulated on CPU": ("fp8", ()),
     "Cached teacher, teacher on other ranks": ("teachers", (MEGATRON,)),
     "NeMo integration": ("integrations.nemo", (package("nemo-toolkit", "2.x, extra 'nemo'"),)),
-    "Megatron-Bridge integration": ("integrations.bridge", (package("megatron-bridge", "extra 'bridge'"),)),
+    "Megatron-Bridge on CPU": ("integrations.bridge", (BRIDGE,)),
+    "Megatron-Bridge on GPU": ("integrations.bridge", (BRIDGE, gpu(), TRANSFORMER_ENGINE)),
     "SLURM launch": ("launch", (slurm,)),
 }
