@@ -70,7 +70,7 @@ def set_up(config: RunConfig, layout: Layout, folder: Path, teacher: str) -> Tra
     student.load_state_dict(imported(folder / "llama", layout).state_dict())
     matrix = ProjectionMatrix.load(folder / "projection.safetensors")
     teacher_model = tap_head(imported(folder / teacher, layout)).eval()
-    colocated = ColocatedTeacher(teacher_model, matrix, config.teachers[0].loss, head_weight(student), layout)
+    colocated = ColocatedTeacher(config.teachers[0], teacher_model, matrix, head_weight(student), layout)
     models = [wrap_data_parallel(student, config)]
     optimizer = build_optimizer(models, config)
     schedule = build_schedule(optimizer, config.optimizer, config.train.steps)
@@ -82,7 +82,7 @@ def set_up(config: RunConfig, layout: Layout, folder: Path, teacher: str) -> Tra
         optimizer=optimizer,
         schedule=schedule,
         balance=balance,
-        objective=Objective(layout, ids.size, colocated),
+        objective=Objective(layout, ids.size, (colocated,)),
         state=TrainingState(Path(config.run_dir), layout, [student], optimizer, schedule, balance, ids, {}),
         start=Position(0, 0),
     )

@@ -44,7 +44,7 @@ def assert_same(lines: Lines, expected: Lines) -> None:
 
 def test_the_data_is_what_distillation_is_about(folder: Path) -> None:
     prepared = PreparedData.open(folder / "data")
-    tables = [prepared.chunk_table(i) for i in range(100)]
+    tables = [prepared.teachers[0].chunk_table(i) for i in range(100)]
     assert any((table[:, 3] - table[:, 2] > 1).any() for table in tables), "no chunk has two teacher tokens"
     assert prepared.manifest.student.vocab_size == 330
     assert prepared.manifest.teacher is not None
@@ -124,7 +124,7 @@ def train_with_tp_ranks_counted(folder: Path, name: str) -> Lines:
 
     def wrong(micro_batches: Any, loss: Any, layout: Any) -> Counts:
         counts = right(micro_batches, loss, layout)
-        return Counts(counts.chunks * layout.groups.tp.size(), counts.tokens)
+        return Counts(tuple(chunks * layout.groups.tp.size() for chunks in counts.chunks), counts.tokens)
 
     bridge_step.count_global_batch = wrong
     return tiny.distil(tiny.config(folder, name, tp=2, steps=2, balance=BalanceConfig(mode="fixed", kd_weight=3.0)))

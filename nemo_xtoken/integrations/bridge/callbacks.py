@@ -60,7 +60,7 @@ class BalanceCallback(Callback):
             context.state.train_state.consumed_train_samples,
         )
         micro_batches = next(batches)
-        counts = count_global_batch(micro_batches, step.loss, step.layout)
+        counts = count_global_batch(micro_batches, step.losses, step.layout)
         scales = Scales.of(counts, 1.0, 1.0)
         for model in models:
             model.eval()

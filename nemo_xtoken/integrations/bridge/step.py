@@ -51,13 +51,13 @@ class DistillationStep:
         self.config = config
         self.balance = Balance(config.balance)
         self._waiting: deque[DistillBatch] = deque()
-        self._scales = Scales(0.0, 1.0)
+        self._scales = Scales()
         config.model.register_pre_wrap_hook(self._prepare)
 
     @property
-    def loss(self) -> LossConfig:
-        """How the models are compared; without a teacher it decides nothing."""
-        return self.config.teachers[0].loss if self.config.teachers else LossConfig()
+    def losses(self) -> tuple[LossConfig, ...]:
+        """How the student is compared with each teacher."""
+        return tuple(teacher.loss for teacher in self.config.teachers)
 
     def __call__(
         self,
@@ -71,7 +71,7 @@ class DistillationStep:
         if return_schedule_plan:
             raise ConfigError("schedule plans (overlap_moe_expert_parallel_comm) have no distillation; set it to false")
         if not model.training:
-            return self.forward(Scales(0.0, 1.0), data_iterator, model)
+            return self.forward(Scales(), data_iterator, model)
         if not self._waiting:
             self._take_global_batch(data_iterator)
         return self.forward(self._scales, iter([self._waiting.popleft()]), model)
@@ -97,7 +97,7 @@ class DistillationStep:
                 "callbacks=[BalanceCallback(step)])"
             )
         micro_batches = [next(data_iterator) for _ in range(get_num_microbatches())]
-        counts = count_global_batch(micro_batches, self.loss, self.layout)
+        counts = count_global_batch(micro_batches, self.losses, self.layout)
         balance = self.balance
         ceiling = balance.config.max_ratio if balance.config.mode == "micro_batch" else None
         self._scales = Scales.of(counts, balance.kd_weight, balance.ce_weight, ceiling)
@@ -115,5 +115,6 @@ class DistillationStep:
         teacher = None
         if config.teachers:
             teacher = build_teacher(config, config.teachers[0], manifest, self.layout, head)
-        self.objective = Objective(self.layout, manifest.student.vocab_size, teacher)
+        teachers = () if teacher is None else (teacher,)
+        self.objective = Objective(self.layout, manifest.student.vocab_size, teachers)
         return models

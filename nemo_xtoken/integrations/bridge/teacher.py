@@ -36,7 +36,7 @@ def build_teacher(
     matrix.check_pair(manifest.student.fingerprint, manifest.teacher.fingerprint)
     if student_head is None:
         return None
-    return ColocatedTeacher(model, matrix, teacher.loss, student_head, layout)
+    return ColocatedTeacher(teacher, model, matrix, student_head, layout)
 
 
 def build_model(config: DistillationContainer, teacher: BridgeTeacher, layout: Layout) -> GPTModel:

@@ -24,6 +24,7 @@ from nemo_xtoken.integrations.megatron.checkpoint import Position, TrainingState
 from nemo_xtoken.integrations.megatron.head_tap import head_weight
 from nemo_xtoken.integrations.megatron.inputs import Inputs, data_key, file_key
 from nemo_xtoken.integrations.megatron.layout import Layout
+from nemo_xtoken.integrations.megatron.learnt_projection import LearntProjection
 from nemo_xtoken.integrations.megatron.model_checkpoint import HeadIds
 from nemo_xtoken.integrations.megatron.optimizer import build_optimizer, build_schedule, wrap_data_parallel
 from nemo_xtoken.integrations.megatron.projection_file import projection_file
@@ -198,7 +199,8 @@ def _teacher(
     inputs = {"teacher checkpoint": checkpoint.name, "projection": file_key(projection)}
     if model is None or student_head is None:
         return None, inputs
-    return ColocatedTeacher(teacher, model, matrix, student_head, layout), inputs
+    learnt = LearntProjection(teacher, matrix, student_head, layout) if teacher.learn_projection else None
+    return ColocatedTeacher(teacher, model, matrix, student_head, layout, learnt), inputs
 
 
 def _batches(config: RunConfig, layout: Layout, parts: Sequence[BlendPart], consumed_samples: int) -> GlobalBatches:

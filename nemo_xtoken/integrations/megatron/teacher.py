@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
 from nemo_xtoken import parallel
-from nemo_xtoken.config import ParallelConfig, TeacherConfig
+from nemo_xtoken.config import LossConfig, ParallelConfig, TeacherConfig
 from nemo_xtoken.data.manifest import Side
 from nemo_xtoken.integrations.megatron.context_parallel import model_inputs
 from nemo_xtoken.integrations.megatron.head_tap import head_options, head_weight, rows
@@ -20,6 +21,25 @@ from nemo_xtoken.integrations.megatron.model_checkpoint import HeadIds, load_mod
 from nemo_xtoken.integrations.megatron.models import build_gpt
 from nemo_xtoken.projection import ProjectionMatrix
 from nemo_xtoken.types import DistillBatch
+
+
+class TeacherSettings(Protocol):
+    """What the loss has to know of a teacher, whatever framework its model is from."""
+
+    @property
+    def name(self) -> str:
+        """Among several teachers."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """Of its part in L_KD."""
+        ...
+
+    @property
+    def loss(self) -> LossConfig:
+        """How the student is compared with it."""
+        ...
 
 
 class ColocatedTeacher:
@@ -33,16 +53,20 @@ class ColocatedTeacher:
     """
 
     def __init__(
-        self, config: TeacherConfig, model: GPTModel, matrix: ProjectionMatrix, student_head: Tensor, layout: Layout
+        self,
+        config: TeacherSettings,
+        model: GPTModel,
+        matrix: ProjectionMatrix,
+        student_head: Tensor,
+        layout: Layout,
+        learnt_projection: LearntProjection | None = None,
     ) -> None:
         self.name, self.weight, self.loss = config.name, config.weight, config.loss
         self.model, self.cp_group = model, layout.groups.cp
         self.pair = parallel.shard_pair(matrix, config.loss, student_head, layout.groups.tp)
         self.head = parallel.cut_head(head_weight(model), self.pair, layout.groups.tp)
         self.head_options = parallel.cut_options(head_options(model), self.pair, layout.groups.tp)
-        self.learnt_projection = None
-        if config.learn_projection:
-            self.learnt_projection = LearntProjection(config, matrix, student_head, layout)
+        self.learnt_projection = learnt_projection
 
     def projection_weights(self) -> Tensor | None:
         """W's weights where they are trained: this rank's rows, differentiable."""
