@@ -179,16 +179,16 @@ def test_an_unhealthy_node_is_excluded(prepared: Path) -> None:
     assert f"attempt 1 of job {submission.job_id} on node2" in log
 
 
-def test_a_run_that_can_not_start_gives_up_at_once(prepared: Path) -> None:
+def test_a_run_that_can_not_start_gives_up(prepared: Path) -> None:
     run = run_of(prepared, "wrong", 6)
-    plan = plan_of(replace(run, data=replace(run.data, student_sequence_length=32)))
-    (submission,) = launch(plan)
-    wait_for_end(plan, submission.job_id)
+    train(run)
     wrong = replace(run, optimizer=replace(run.optimizer, lr=1.0))
-    (submission,) = launch(plan_of(wrong))
+    plan = plan_of(wrong, job=replace(JOB, max_stalls=1))
+    (submission,) = launch(plan)
     log = wait_for_end(plan, submission.job_id)
-    assert "attempt 0 ended with exit code 2" in log
     assert "requeued" not in log
+    rank_0 = (plan.folder / "logs" / f"{plan.name}-{submission.job_id}-0-rank0.log").read_text(encoding="utf-8")
+    assert "holds a run with another optimizer.lr" in rank_0
 
 
 def test_slurm_refuses_what_the_cluster_does_not_have(prepared: Path) -> None:
