@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-from numpy.typing import NDArray
-from tokenizers import Encoding as LibraryEncoding
 from tokenizers import Tokenizer as Library
 
 from nemo_xtoken.errors import TokenizerError
 from nemo_xtoken.tokenizers.base import VocabularyTokenizer
-from nemo_xtoken.tokenizers.huggingface_pieces import has_nfc, piece_bytes, piece_kind, special_roles
+from nemo_xtoken.tokenizers.characters import CharacterMap
+from nemo_xtoken.tokenizers.huggingface_pieces import Kind, has_nfc, piece_bytes, piece_kind, special_roles
 from nemo_xtoken.tokenizers.normalize import Normalized, nfc, unchanged
 from nemo_xtoken.tokenizers.spans import encode_utf8, from_char_offsets
+from nemo_xtoken.tokenizers.token_batch import View, after_a_space, as_they_are, encodings_by_bytes, token_batch
 from nemo_xtoken.tokenizers.vocabulary import Vocabulary
-from nemo_xtoken.tokenizers.white_space import lower_words, single_spaced
+from nemo_xtoken.tokenizers.white_space import lower_words, single_spaced_after_a_space, words
 from nemo_xtoken.types import Encoding
 
 
@@ -34,7 +33,8 @@ class HuggingFaceTokenizer(VocabularyTokenizer):
         self._library = _library(path)
         self._kind = piece_kind(description)
         self._keeps_bytes = self._kind == "byte_level" or bool(description["model"].get("byte_fallback"))
-        self._normalize = nfc if has_nfc(description) else unchanged
+        self._views = _views(self._kind, self._keeps_bytes, lower=self._normalized("A") == "a")
+        self._normalize = nfc if has_nfc(description) else self._without_nfc()
         vocab = self._library.get_vocab(with_added_tokens=True)
         roles = special_roles(description, config, vocab)
         super().__init__(spec, Vocabulary(piece_bytes(description, vocab, set(roles)), roles, _rules(description)))
@@ -42,15 +42,27 @@ class HuggingFaceTokenizer(VocabularyTokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """As `encode`, on the library's threads."""
         normalized = [self._normalize(text) for text in texts]
-        # The fast way leaves out the offsets, which tokens don't need that keep every byte.
-        library_batch = self._library.encode_batch_fast if self._keeps_bytes else self._library.encode_batch
-        batch = library_batch([each.text for each in normalized], add_special_tokens=False)
-        ids = [each.ids for each in batch]
-        summed = map(self._summed_tokens, ids, self._vocabulary.arrays(ids), normalized)
+        # The fast way leaves out the offsets.
+        batch = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+        tokens = token_batch(self._vocabulary, [each.ids for each in batch])
+        found = encodings_by_bytes(tokens, [encode_utf8(each.text) for each in normalized], self._views)
         return [
-            self._offset_tokens(encoding, text, each) if tokens is None else tokens
-            for tokens, encoding, text, each in zip(summed, batch, texts, normalized, strict=True)
+            self._by_offsets(text) if encoding is None else each.in_original(encoding)
+            for text, each, encoding in zip(texts, normalized, found, strict=True)
         ]
+
+    def _by_offsets(self, text: str) -> Encoding:
+        """Tokens by the library's character offsets."""
+        encoding = self._library.encode(text, add_special_tokens=False)
+        return from_char_offsets(encoding.ids, encoding.offsets, text)
+
+    def _without_nfc(self) -> Callable[[str], Normalized]:
+        """A guess at what the normaliser makes of a text; tokens that keep every byte see the text itself."""
+        return unchanged if self._keeps_bytes else CharacterMap(self._normalized).normalized
+
+    def _normalized(self, text: str) -> str:
+        normalizer = self._library.normalizer
+        return text if normalizer is None else normalizer.normalize_str(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids without the special ones; invalid UTF-8 becomes U+FFFD."""
@@ -59,27 +71,11 @@ class HuggingFaceTokenizer(VocabularyTokenizer):
         text_ids = [int(token_id) for token_id in ids if token_id not in self.special_roles]
         return self._library.decode(text_ids, skip_special_tokens=False)
 
-    def _summed_tokens(
-        self, id_list: list[int], arrays: tuple[NDArray[np.int32], NDArray[np.int64]], normalized: Normalized
-    ) -> Encoding | None:
-        """Tokens by their lengths, or None where their bytes don't make up the text."""
-        ids, lengths = arrays
-        joined = self._vocabulary.joined(id_list)
-        data = encode_utf8(normalized.text)
-        if self._kind == "words":
-            return lower_words(data).tokens(ids, lengths, joined)
-        if joined == data:
-            return normalized.tokens(ids, lengths)
-        if joined == b" " + data:
-            lengths[0] -= 1
-            return normalized.tokens(ids, lengths)
-        return None if self._keeps_bytes else single_spaced(data).tokens(ids, lengths, joined)
 
-    def _offset_tokens(self, encoding: LibraryEncoding, text: str, normalized: Normalized) -> Encoding:
-        """Tokens by the library's character offsets."""
-        if self._keeps_bytes or normalized.text != text:
-            encoding = self._library.encode(text, add_special_tokens=False)
-        return from_char_offsets(encoding.ids, encoding.offsets, text)
+def _views(kind: Kind, keeps_bytes: bool, lower: bool) -> Sequence[View]:
+    if kind == "words":
+        return (lower_words if lower else words,)
+    return (as_they_are, after_a_space) if keeps_bytes else (as_they_are, after_a_space, single_spaced_after_a_space)
 
 
 def load_huggingface(spec: str, path: Path) -> HuggingFaceTokenizer:

@@ -40,6 +40,10 @@ class Normalized:
             return Encoding(ids, bounds[:-1], bounds[1:])
         return settle(ids, self.origin[bounds[1:]], self.certain[bounds[1:]], self.size)
 
+    def in_original(self, tokens: Encoding) -> Encoding:
+        """Tokens with spans in `text`, which they tile, as tokens with spans in the original."""
+        return tokens if self.origin is None else self.tokens(tokens.ids, tokens.ends - tokens.starts)
+
 
 def unchanged(text: str) -> Normalized:
     """A text that needs no normalisation. Raises TokenizerError for a lone surrogate."""
@@ -68,7 +72,7 @@ def _compose(text: str, size: int) -> Normalized:
         parts += (kept, composed)
         position = last
     parts.append(text[position:])
-    return _from_edits("".join(parts), size, edits)
+    return from_edits("".join(parts), size, edits)
 
 
 def _composing_runs(text: str) -> Iterable[tuple[int, int]]:
@@ -84,7 +88,8 @@ def _composing_runs(text: str) -> Iterable[tuple[int, int]]:
     return zip(places[of_run].tolist(), places[of_run + 1].tolist(), strict=True)
 
 
-def _from_edits(text: str, size: int, edits: list[tuple[int, int, int]]) -> Normalized:
+def from_edits(text: str, size: int, edits: list[tuple[int, int, int]]) -> Normalized:
+    """A normalised text from where each changed run begins and ends in it, and how many bytes the run lost."""
     num_bytes = len(text.encode())
     shift = np.zeros(num_bytes + 1, np.int64)
     certain = np.ones(num_bytes + 1, np.bool_)

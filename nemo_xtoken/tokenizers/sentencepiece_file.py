@@ -12,15 +12,18 @@ from sentencepiece import SentencePieceProcessor
 
 from nemo_xtoken.errors import TokenizerError
 from nemo_xtoken.tokenizers.base import VocabularyTokenizer
-from nemo_xtoken.tokenizers.normalize import from_offsets, unchanged
+from nemo_xtoken.tokenizers.characters import CharacterMap
+from nemo_xtoken.tokenizers.huggingface_pieces import SPACE
+from nemo_xtoken.tokenizers.normalize import from_offsets
 from nemo_xtoken.tokenizers.spans import encode_utf8
 from nemo_xtoken.tokenizers.threads import thread_count
+from nemo_xtoken.tokenizers.token_batch import Ids, View, after_a_space, as_they_are, encodings_by_bytes, token_batch
 from nemo_xtoken.tokenizers.vocabulary import Vocabulary
-from nemo_xtoken.tokenizers.white_space import single_spaced
+from nemo_xtoken.tokenizers.white_space import single_spaced, single_spaced_after_a_space
 from nemo_xtoken.types import Encoding
 
-SPACE = "\u2581"
-"""The character that stands for a space in pieces."""
+_HAS_NUMPY = hasattr(SentencePieceProcessor, "EncodeAsNumpy")
+"""Whether the library hands out ids without making a list of them; older ones don't."""
 
 
 class SentencePieceTokenizer(VocabularyTokenizer):
@@ -31,33 +34,30 @@ class SentencePieceTokenizer(VocabularyTokenizer):
         library.LoadFromSerializedProto(model)
         self._library = library
         self._prefixes = str(library.Normalize("a")).startswith(SPACE)
+        self._view = _view(self._prefixes, SPACE * 2 in str(library.Normalize("a  a")))
+        self._normalize = CharacterMap(lambda text: str(library.Normalize(text))).normalized
         super().__init__(spec, Vocabulary(_pieces(library), _roles(library), hashlib.sha256(model).hexdigest()))
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """As `encode`, on the library's threads."""
-        data = [encode_utf8(text) for text in texts]
-        batch = self._library.Encode(list(texts), out_type=int, num_threads=thread_count(len(texts)))
-        return list(map(self._tokens, texts, data, batch, self._vocabulary.arrays(batch)))
+        normalized = [self._normalize(text) for text in texts]
+        tokens = token_batch(self._vocabulary, self._library_batch(list(texts)))
+        found = encodings_by_bytes(tokens, [each.text.encode() for each in normalized], (self._view,))
+        return [
+            self._by_offsets(*tokens.of_text(number), texts[number]) if found is None else each.in_original(found)
+            for number, (each, found) in enumerate(zip(normalized, found, strict=True))
+        ]
+
+    def _library_batch(self, texts: list[str]) -> Sequence[Sequence[int]] | Sequence[Ids]:
+        out_type = "numpy" if _HAS_NUMPY else int
+        return self._library.Encode(texts, out_type=out_type, num_threads=thread_count(len(texts)))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids, without the space that encoding put in front."""
         text_ids = [int(token_id) for token_id in ids if self._vocabulary.token_bytes(token_id)]
         return str(self._library.Decode(text_ids))
 
-    def _tokens(
-        self, text: str, data: bytes, id_list: list[int], arrays: tuple[NDArray[np.int32], NDArray[np.int64]]
-    ) -> Encoding:
-        ids, lengths = arrays
-        joined = self._vocabulary.joined(id_list)
-        if joined == data:
-            return unchanged(text).tokens(ids, lengths)
-        if joined == b" " + data:
-            lengths[0] -= 1
-            return unchanged(text).tokens(ids, lengths)
-        tokens = single_spaced(data).tokens(ids, lengths, joined)
-        return self._normalized_tokens(ids, lengths, text) if tokens is None else tokens
-
-    def _normalized_tokens(self, ids: NDArray[np.int32], lengths: NDArray[np.int64], text: str) -> Encoding:
+    def _by_offsets(self, ids: NDArray[np.int32], lengths: NDArray[np.int64], text: str) -> Encoding:
         """The way for a text that the model's normaliser changes, or with unknown characters."""
         normalized, offsets = self._library.Normalize(text, with_offsets=True)
         unknown = np.isin(ids, self._library.unk_id())
@@ -68,6 +68,13 @@ class SentencePieceTokenizer(VocabularyTokenizer):
             text, str(normalized).replace(SPACE, " "), offsets, int(self._prefixes and bool(normalized))
         )
         return origin.tokens(ids, lengths)
+
+
+def _view(prefixes: bool, keeps_runs: bool) -> View:
+    """How a model sees white space: whether with a space in front, and with runs of spaces."""
+    if keeps_runs:
+        return after_a_space if prefixes else as_they_are
+    return single_spaced_after_a_space if prefixes else single_spaced
 
 
 def load_sentencepiece(spec: str, path: Path) -> SentencePieceTokenizer:

@@ -15,6 +15,7 @@ from nemo_xtoken.tokenizers.base import VocabularyTokenizer
 from nemo_xtoken.tokenizers.normalize import Normalized, nfc, unchanged
 from nemo_xtoken.tokenizers.patterns import Family, find_family
 from nemo_xtoken.tokenizers.threads import thread_count
+from nemo_xtoken.tokenizers.token_batch import token_batch
 from nemo_xtoken.tokenizers.vocabulary import Vocabulary
 from nemo_xtoken.types import Encoding
 
@@ -41,9 +42,12 @@ class RankFileTokenizer(VocabularyTokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """As `encode`, on the library's threads."""
         normalized = [self._prepare(text) for text in texts]
-        batch = self._library_batch([each.text for each in normalized])
-        pairs = zip(normalized, self._vocabulary.arrays(batch), strict=True)
-        return [each.tokens(ids, lengths) for each, (ids, lengths) in pairs]
+        tokens = token_batch(self._vocabulary, self._library_batch([each.text for each in normalized]))
+        encodings = tokens.encodings(tokens.ends)
+        for number, each in enumerate(normalized):
+            if each.origin is not None:
+                encodings[number] = each.tokens(*tokens.of_text(number))
+        return encodings
 
     def _prepare(self, text: str) -> Normalized:
         if len(text) >= MAX_WHITESPACE_RUN and _LONG_RUN.search(text):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, pairwise
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ class Vocabulary:
     """Bytes of every id and roles of the special ones.
 
     pieces         [vocab_size] bytes; empty for special and unused ids
+    piece_array    the same in numpy, so that those of many ids are gathered at once
     special_roles  id -> role
     rules          what else decides the ids of a text (split pattern, normaliser), for the fingerprint
     lengths        [vocab_size] int64, bytes per id
@@ -21,6 +21,7 @@ class Vocabulary:
 
     def __init__(self, pieces: Sequence[bytes], special_roles: Mapping[int, str], rules: str) -> None:
         self.pieces = pieces
+        self.piece_array: NDArray[np.object_] = np.array(pieces, np.object_)
         self.special_roles = special_roles
         self.lengths: NDArray[np.int64] = np.fromiter(map(len, pieces), np.int64, len(pieces))
         self.fingerprint = self._digest(rules)
@@ -31,17 +32,6 @@ class Vocabulary:
     def token_bytes(self, token_id: int) -> bytes:
         """Bytes of an id; empty for special, unused and padded ids."""
         return self.pieces[token_id] if 0 <= token_id < len(self.pieces) else b""
-
-    def arrays(self, batch: Sequence[Sequence[int]]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
-        """Ids and bytes per id of each text, from arrays that are made for the whole batch at once."""
-        ends = np.cumsum([0, *map(len, batch)]).tolist()
-        ids = np.fromiter(chain.from_iterable(batch), np.int32, ends[-1])
-        lengths = self.lengths[ids]
-        return ((ids[start:end], lengths[start:end]) for start, end in pairwise(ends))
-
-    def joined(self, ids: Iterable[int]) -> bytes:
-        """Bytes of a text's ids, one after the other."""
-        return b"".join(map(self.pieces.__getitem__, ids))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of any ids; invalid UTF-8 becomes U+FFFD."""

@@ -7,7 +7,6 @@ import unicodedata
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +15,7 @@ from nemo_xtoken import tokenizers
 from nemo_xtoken.alignment import align
 from nemo_xtoken.tokenizers import Tokenizer, huggingface, role_id, sentencepiece_file
 from nemo_xtoken.tokenizers.normalize import nfc
-from nemo_xtoken.tokenizers.white_space import Kept
+from nemo_xtoken.types import Encoding
 from tests import small_tokenizers as small
 
 COMPOSING = "eaAx1 éÅ가각\u0301\u030a\u0323\u0344\u0300\u1100\u1161\u11a8\u212b\u0958\u0915\u093c\u09c7\u09be\u0f73🙂"
@@ -306,11 +305,11 @@ def test_added_tokens_that_are_not_special_are_text(tmp_path: Path) -> None:
     small.check_bytes(tokenizer, text, encoding)
 
 
-# White space, with and without the library's offsets
+# White space and single characters, with and without the library's offsets
 
 
-def never(data: bytes) -> Kept:
-    return Kept(b"\xff", np.zeros(2, np.int64))
+def certain(encoding: Encoding) -> list[bool]:
+    return [True] * len(encoding) if encoding.exact is None else encoding.exact.tolist()
 
 
 @given(st.data())
@@ -318,18 +317,15 @@ def never(data: bytes) -> Kept:
 def test_spans_around_white_space_are_those_of_the_offsets_of_the_library(
     nfkc_unigram: Tokenizer, like_bert: Tokenizer, data: st.DataObject
 ) -> None:
-    text = data.draw(st.text(alphabet="the cat  \n\t\rTHE,x1", max_size=20))
-    for tokenizer, module, name in (
-        (nfkc_unigram, sentencepiece_file, "single_spaced"),
-        (like_bert, huggingface, "lower_words"),
-    ):
+    text = data.draw(st.text(alphabet="the cat  \n\t\rTHE,x1…ﬁ½\xa0éÉe\u0301\u200b\u3000Ａ\xad´▁中🙂", max_size=20))
+    for tokenizer, module in ((nfkc_unigram, sentencepiece_file), (like_bert, huggingface)):
         encoding = tokenizer.encode(text)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, name, never)
+            patch.setattr(module, "encodings_by_bytes", lambda tokens, texts, views: [None] * len(texts))
             slow = tokenizer.encode(text)
         assert encoding.ends.tolist() == slow.ends.tolist()
         assert encoding.starts.tolist() == slow.starts.tolist()
-        assert (encoding.exact is None) == (slow.exact is None)
+        assert certain(encoding) == certain(slow)
 
 
 @pytest.fixture(scope="session")
@@ -345,3 +341,15 @@ def test_white_space_and_case_alone_need_no_offsets(
     monkeypatch.setattr(sentencepiece_file, "from_offsets", None)
     small.check_tiling(text, like_bert.encode(text))
     small.check_tiling(text.lower(), nfkc_unigram.encode(text.lower()))
+
+
+def test_characters_that_are_replaced_one_by_one_need_no_offsets(
+    nfkc_unigram: Tokenizer, like_bert: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface, "from_char_offsets", None)
+    monkeypatch.setattr(sentencepiece_file, "from_offsets", None)
+    assert pieces(like_bert, "Thé cat")[0] == (b"the", "Thé", True)
+    found = pieces(nfkc_unigram, "ｔhe\xa0 cat")
+    assert b"".join(piece for piece, _, _ in found) == b" the cat"
+    assert "".join(part for _, part, _ in found) == "ｔhe\xa0 cat"
+    assert all(exact for _, _, exact in found)

@@ -1,0 +1,184 @@
+"""Tokens of several texts at once, and their spans where their bytes make up the texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemo_xtoken.tokenizers.vocabulary import Vocabulary
+from nemo_xtoken.types import Encoding
+
+Ids = NDArray[np.int32]
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """The tokens of several texts, one after the other.
+
+    vocabulary  what the ids mean
+    ids         [n] int32
+    first       [d + 1] int64, the token with which each text begins, and n
+    ends        [n] int64, bytes of a text's tokens up to the end of each
+    sizes       [d] int64, bytes of each text's tokens
+    """
+
+    vocabulary: Vocabulary
+    ids: Ids
+    first: Indices
+    ends: Indices
+    sizes: Indices
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @cached_property
+    def joined(self) -> bytes:
+        """The bytes of all tokens."""
+        return b"".join(self.vocabulary.piece_array[self.ids].tolist())
+
+    def of_text(self, text: int) -> tuple[Ids, Indices]:
+        """The tokens of a text, and the bytes of each."""
+        begin, end = self.first[text : text + 2].tolist()
+        return self.ids[begin:end], self.vocabulary.lengths[self.ids[begin:end]]
+
+    def with_bytes(self) -> list[int]:
+        """The texts that have tokens, all of which have bytes."""
+        without = (self.vocabulary.lengths[self.ids] == 0).nonzero()[0]
+        chosen = np.diff(self.first) > 0
+        chosen[np.searchsorted(self.first, without, side="right") - 1] = False
+        return chosen.nonzero()[0].tolist()
+
+    def select(self, texts: Sequence[int]) -> TokenBatch:
+        """The same, of some of the texts, which are in order."""
+        if len(texts) == len(self):
+            return self
+        bounds = self.first.tolist()
+        return token_batch(self.vocabulary, [self.ids[bounds[text] : bounds[text + 1]] for text in texts])
+
+    def encodings(self, ends: Indices) -> list[Encoding]:
+        """The texts' tokens, none of them special. ends: [n] where each token ends in its text."""
+        starts = np.zeros_like(ends)
+        starts[1:] = ends[:-1]
+        starts[self.first[:-1][np.diff(self.first) > 0]] = 0
+        bounds = pairwise(self.first.tolist())
+        return [Encoding(self.ids[begin:end], starts[begin:end], ends[begin:end]) for begin, end in bounds]
+
+
+def token_batch(vocabulary: Vocabulary, batch: Sequence[Sequence[int]] | Sequence[Ids]) -> TokenBatch:
+    """The ids of each text as one batch."""
+    first = sums(np.fromiter(map(len, batch), np.int64, len(batch)))
+    if len(batch) and isinstance(batch[0], np.ndarray):
+        ids = np.concatenate(batch, dtype=np.int32)
+    else:
+        ids = np.fromiter(chain.from_iterable(batch), np.int32, int(first[-1]))
+    ends = sums(vocabulary.lengths[ids])
+    bounds = ends[first]
+    return TokenBatch(vocabulary, ids, first, ends[1:] - np.repeat(bounds[:-1], np.diff(first)), np.diff(bounds))
+
+
+def sums(numbers: Indices) -> Indices:
+    """[n + 1] sums of the first 0 .. n numbers."""
+    sums = np.zeros(len(numbers) + 1, np.int64)
+    np.cumsum(numbers, out=sums[1:])
+    return sums
+
+
+@dataclass(frozen=True)
+class SeenTexts:
+    """Several texts as a tokenizer may see them, one after the other.
+
+    seen    the bytes
+    begins  [d + 1] int64, where each text begins in seen, with what was put in front of it
+    source  the texts' own bytes, with something in front of each
+    starts  [d] int64, where each text itself begins in source
+    sizes   [d] int64, bytes of each text
+    places  [k] int64, the place in source of each byte of seen. None: the two are the same
+    """
+
+    seen: bytes
+    begins: Indices
+    source: bytes
+    starts: Indices
+    sizes: Indices
+    places: Indices | None = None
+
+    def made_up_by(self, tokens: TokenBatch) -> list[bool]:
+        """Which of the texts are what the bytes of their tokens make up."""
+        joined = tokens.joined
+        if joined == self.seen and np.array_equal(np.diff(self.begins), tokens.sizes):
+            return [True] * len(tokens)
+        own = pairwise([0, *tokens.sizes.cumsum().tolist()])
+        bounds = zip(own, pairwise(self.begins.tolist()), strict=True)
+        return [joined[a:b] == self.seen[begin:end] for (a, b), (begin, end) in bounds]
+
+    def encodings(self, tokens: TokenBatch) -> list[Encoding]:
+        """Spans of tokens that make up the texts. What is dropped belongs to the token after it, at the end to the
+        last."""
+        counts = np.diff(tokens.first)
+        ends = tokens.ends + np.repeat(self.begins[:-1], counts)
+        if self.places is not None:
+            ends = self._in_source(ends, self.places)
+        ends -= np.repeat(self.starts, counts)
+        ends[tokens.first[1:][counts > 0] - 1] = self.sizes[counts > 0]
+        return tokens.encodings(ends)
+
+    def _in_source(self, ends: Indices, places: Indices) -> Indices:
+        last = places[ends - 1]
+        in_source = last + 1
+        # A byte that became another one ends where the next one begins, with what is dropped in between.
+        became = np.frombuffer(self.source, np.uint8)[last] != np.frombuffer(self.seen, np.uint8)[ends - 1]
+        changed = became.nonzero()[0]
+        in_source[changed] = np.append(places, len(self.source))[ends[changed]]
+        return in_source
+
+
+View = Callable[[Sequence[bytes]], SeenTexts]
+
+
+def as_they_are(texts: Sequence[bytes]) -> SeenTexts:
+    """Texts of which nothing is changed."""
+    sizes = sizes_of(texts)
+    begins = sums(sizes)
+    joined = b"".join(texts)
+    return SeenTexts(joined, begins, joined, begins[:-1], sizes)
+
+
+def after_a_space(texts: Sequence[bytes]) -> SeenTexts:
+    """Texts with a space in front, which covers no bytes."""
+    sizes = sizes_of(texts)
+    begins = sums(sizes + 1)
+    joined = b" ".join([b"", *texts])
+    return SeenTexts(joined, begins, joined, begins[:-1] + 1, sizes)
+
+
+def sizes_of(texts: Sequence[bytes]) -> Indices:
+    """[d] bytes of each text."""
+    return np.fromiter(map(len, texts), np.int64, len(texts))
+
+
+def encodings_by_bytes(tokens: TokenBatch, texts: Sequence[bytes], views: Sequence[View]) -> list[Encoding | None]:
+    """The tokens of each text by the first view of it that their bytes make up, or None where none is."""
+    found: list[Encoding | None] = [None] * len(texts)
+    rest = tokens.with_bytes()
+    for view in views:
+        by_view = _by_view(tokens.select(rest), [texts[text] for text in rest], view) if rest else []
+        for text, encoding in zip(rest, by_view, strict=True):
+            found[text] = encoding
+        rest = [text for text in rest if found[text] is None]
+    return found
+
+
+def _by_view(tokens: TokenBatch, texts: Sequence[bytes], view: View) -> list[Encoding | None]:
+    seen = view(texts)
+    made_up = seen.made_up_by(tokens)
+    if all(made_up):
+        return list(seen.encodings(tokens))
+    chosen = [text for text, same in enumerate(made_up) if same]
+    some = iter(_by_view(tokens.select(chosen), [texts[text] for text in chosen], view) if chosen else ())
+    return [next(some) if same else None for same in made_up]
