@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 
 from nemo_xtoken.alignment.align import align
 from nemo_xtoken.alignment.score_tables import LONGEST_WINDOW, PAIRS, best_chunks
-from nemo_xtoken.alignment.token_strings import Flags, TokenStrings, equals_run_near, has_equal_near, token_strings
+from nemo_xtoken.alignment.token_strings import (
+    LONGEST_RUN,
+    Flags,
+    TokenStrings,
+    equals_run_near,
+    has_equal_near,
+    token_strings,
+)
 from nemo_xtoken.tokenizers import Tokenizer
 from nemo_xtoken.types import Chunks, Encoding
 
@@ -18,7 +25,7 @@ Indices = NDArray[np.int64]
 PADDING = 2
 """Stretches that a window has around those that are open."""
 
-NEAR = 16
+NEAR = 6
 """Of a long text, only the equals of so many tokens before and after it can make a stretch open."""
 
 PAIR_SCORE, RUN_SCORE, GAP_SCORE = 3.0, 1.5, -1.5
@@ -35,10 +42,11 @@ def align_dp(
     pairs are in no chunk. Every chunk is `exact`.
 
     Windowed: the table is never filled as a whole. Stretches of the exact alignment that no path near it can better are
-    taken from it: equal pairs, and a token that stands for a run where nothing else for it is near. Tables are filled
-    for windows around the other stretches, of at most LONGEST_WINDOW tokens. So the score is the best of all paths that
-    keep to the exact alignment outside of the windows and where a longer one is cut; it is the whole table's best where
-    both sides together have at most LONGEST_WINDOW tokens. Time and memory are linear in tokens.
+    taken from it: equal pairs, a token that stands for a run where nothing else for it is near, and tokens that nothing
+    near is equal to. Tables are filled for windows around the other stretches, of at most LONGEST_WINDOW tokens. So the
+    score is the best of all paths that keep to the exact alignment outside of the windows and where a longer one is
+    cut; it is the whole table's best where both sides together have at most LONGEST_WINDOW tokens. Time and memory are
+    linear in tokens.
     Raises AlignmentError where the two cover texts of different length.
     """
     nodes = _nodes(align(student, teacher), len(student), len(teacher))
@@ -68,6 +76,8 @@ def _nodes(chunks: Chunks, num_student: int, num_teacher: int) -> Indices:
     ends = [np.append(0, end) for end in (chunks.student_end, chunks.teacher_end)]
     starts = [np.append(chunks.student_start, num_student), np.append(chunks.teacher_start, num_teacher)]
     gaps = ((starts[0] > ends[0]) | (starts[1] > ends[1])).nonzero()[0]
+    if not len(gaps):
+        return np.stack(ends)
     return np.stack([np.insert(end, gaps + 1, start[gaps]) for start, end in zip(starts, ends, strict=True)])
 
 
@@ -84,8 +94,10 @@ def _paired(nodes: Indices, student: TokenStrings, teacher: TokenStrings) -> Fla
     for num_student, num_teacher, _ in PAIRS:
         of_size = (numbers[0, rest] == num_student) & (numbers[1, rest] == num_teacher)
         places, rest = rest[of_size], rest[~of_size]
-        student_runs, teacher_runs = student.runs[num_student - 1], teacher.runs[num_teacher - 1]
-        paired[places] = student_runs[nodes[0, places]] == teacher_runs[nodes[1, places]]
+        if not len(places):
+            continue
+        student_runs = student.runs(nodes[0, places], num_student)
+        paired[places] = student_runs == teacher.runs(nodes[1, places], num_teacher)
     return paired
 
 
@@ -93,19 +105,32 @@ def _settled(nodes: Indices, paired: Flags, student: TokenStrings, teacher: Toke
     """[g] stretches that no path near the exact alignment can better.
 
     An equal pair loses nothing. A run loses 1, as every path does at its single token if no equal of that is near on
-    the other side, nor of a run with it. A single gap loses 2, as every path does if no run there is its equal either.
+    the other side, nor of a run with it. The tokens of any other stretch lose 2 each, as on every path if no equal of
+    one is near, nor of a run with it, nor a run that is its equal.
     """
     numbers = nodes[:, 1:] - nodes[:, :-1]
-    settled = paired & (numbers.sum(axis=0) == 2)
+    settled = np.ones(len(paired), np.bool_)
     whole = len(student) + len(teacher)
     near = whole if whole <= LONGEST_WINDOW else NEAR
+    runs = (paired & (numbers.sum(axis=0) > 2)).nonzero()[0]
+    others = (~paired).nonzero()[0]
     for side, (own, other) in enumerate(((student, teacher), (teacher, student))):
-        single = (numbers[side] == 1) & ~settled
-        places = (single & (paired | (numbers[1 - side] == 0))).nonzero()[0]
-        if len(places):
-            where = nodes[side, places], own, nodes[1 - side, places], other, near
-            settled[places] = ~has_equal_near(*where) & (paired[places] | ~equals_run_near(*where))
-    return settled
+        singles = runs[numbers[side, runs] == 1]
+        if len(singles):
+            settled[singles] = ~has_equal_near(nodes[side, singles], own, nodes[1 - side, singles], other, near)
+        tokens = _ranges(nodes[side, others], numbers[side, others])
+        stretches = np.repeat(others, numbers[side, others])
+        if len(tokens):
+            where = tokens, own, nodes[1 - side, stretches], other, near
+            settled[stretches[has_equal_near(*where) | equals_run_near(*where)]] = False
+    # What is near is counted from where a stretch begins.
+    return settled & (paired | (numbers.max(axis=0) <= LONGEST_RUN))
+
+
+def _ranges(starts: Indices, counts: Indices) -> Indices:
+    """So many numbers from each start on, one range after the other."""
+    repeated: Indices = np.repeat(starts - counts.cumsum() + counts, counts)
+    return repeated + np.arange(len(repeated))
 
 
 def _windows(nodes: Indices, settled: Flags, student_ends: Indices, teacher_ends: Indices) -> tuple[Indices, Flags]:

@@ -57,20 +57,18 @@ def _groups(windows: Indices) -> Iterator[Indices]:
 
 
 def _solve(windows: Indices, student: TokenStrings, teacher: TokenStrings) -> Indices:
-    steps = _fill(_padded(student, windows[:, :2], 1), _padded(teacher, windows[:, 2:], 2))
+    steps = _fill(_padded(student, windows[:, :2]), _padded(teacher, windows[:, 2:]))
     return _trace(steps, windows)
 
 
-def _padded(strings: TokenStrings, spans: Indices, nothing: int) -> list[Numbers]:
-    """For each length of a run: [windows, most tokens of a window] runs from each place on, or the number `nothing`."""
+def _padded(strings: TokenStrings, spans: Indices) -> list[Numbers]:
+    """For each length of a run: [windows, most tokens of a window] runs from each place on, nameless at the end."""
     size = int((spans[:, 1] - spans[:, 0]).max())
     places = spans[:, :1] + np.arange(size)
     padded: list[Numbers] = []
-    for length, runs in enumerate(strings.runs, 1):
+    for length in range(1, LONGEST_RUN + 1):
         inside = places + length <= spans[:, 1:]
-        numbers = np.full(places.shape, nothing, np.uint64)
-        numbers[inside] = runs[places[inside]]
-        padded.append(numbers)
+        padded.append(np.where(inside, strings.runs(places, length), np.uint64(strings.nameless)))
     return padded
 
 

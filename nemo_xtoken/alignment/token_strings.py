@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from nemo_xtoken.tokenizers import Tokenizer
 from nemo_xtoken.types import Encoding, role_code
 
 Numbers = NDArray[np.uint64]
+Places = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 LONGEST_RUN = 4
@@ -24,15 +26,38 @@ _BYTES, (_BASE, _ROLE) = _RANDOM[:256], _RANDOM[256:] * 2 + 1
 
 @dataclass(frozen=True)
 class TokenStrings:
-    """Numbers of all runs of up to LONGEST_RUN tokens: equal for equal strings, and for others but once in 2^60.
+    """Numbers of tokens and of runs of them: equal for equal strings, and for others but once in 2^60.
 
-    runs[k - 1]  [n - k + 1] uint64, of the k tokens from each place on
+    numbers   [n] uint64, of each token
+    factors   [n] uint64, what the number of the tokens before it is multiplied by in a run
+    nameless  the number of what is equal to nothing on the other side
     """
 
-    runs: tuple[Numbers, ...]
+    numbers: Numbers
+    factors: Numbers
+    nameless: int
 
     def __len__(self) -> int:
-        return len(self.runs[0])
+        return len(self.numbers)
+
+    def runs(self, places: Places, length: int) -> Numbers:
+        """The numbers of the runs of `length` tokens from each place on; `nameless` where there are fewer."""
+        padded = self._padded(self.numbers) if length == 1 else self._longer[length - 2]
+        return padded.take(places + 1, mode="clip")
+
+    @cached_property
+    def _longer(self) -> list[Numbers]:
+        """Runs of 2 to LONGEST_RUN tokens, padded."""
+        runs = [self.numbers]
+        for length in range(2, LONGEST_RUN + 1):
+            runs.append(runs[-1][:-1] * self.factors[length - 1 :] + self.numbers[length - 1 :])
+        return list(map(self._padded, runs[1:]))
+
+    def _padded(self, runs: Numbers) -> Numbers:
+        """Runs with a nameless number on either side, which stands for all that are beyond."""
+        padded = np.full(len(runs) + 2, self.nameless, np.uint64)
+        padded[1:-1] = runs
+        return padded
 
 
 def token_strings(encoding: Encoding, tokenizer: Tokenizer, nameless: int) -> TokenStrings:
@@ -48,46 +73,35 @@ def token_strings(encoding: Encoding, tokenizer: Tokenizer, nameless: int) -> To
         roles = encoding.roles[special]
         own[special] = np.where(roles == _PAD, nameless, roles * _ROLE)
         factor[special] = _ROLE
-    runs = [own]
-    for length in range(2, LONGEST_RUN + 1):
-        runs.append(runs[-1][:-1] * factor[length - 1 :] + own[length - 1 :])
-    return TokenStrings(tuple(runs))
+    return TokenStrings(own, factor, nameless)
 
 
-def has_equal_near(
-    tokens: NDArray[np.int64], own: TokenStrings, partners: NDArray[np.int64], other: TokenStrings, near: int
-) -> Flags:
+def has_equal_near(tokens: Places, own: TokenStrings, partners: Places, other: TokenStrings, near: int) -> Flags:
     """[k] which tokens have an equal among the `near` tokens of the other side before and after a place there.
 
     tokens [k] places on their own side; partners [k] places on the other. A token has an equal if one token there is
     equal to it, or to a run that it is part of.
     """
-    neighbours = _around(other.runs[0], partners, near)
+    neighbours = other.runs(_around(partners, near), 1)
     found = np.zeros(len(tokens), np.bool_)
-    for length, runs in enumerate(own.runs, 1):
-        for begins in (tokens - offset for offset in range(length)):
-            exists = (begins >= 0) & (begins < len(runs))
-            values = runs[begins * exists] if len(runs) else np.zeros(len(tokens), np.uint64)
-            found |= exists & (neighbours == values[:, None]).any(axis=1)
+    for length in range(1, LONGEST_RUN + 1):
+        for offset in range(length):
+            found |= (neighbours == own.runs(tokens - offset, length)).any(axis=0)
     return found
 
 
-def equals_run_near(
-    tokens: NDArray[np.int64], own: TokenStrings, partners: NDArray[np.int64], other: TokenStrings, near: int
-) -> Flags:
+def equals_run_near(tokens: Places, own: TokenStrings, partners: Places, other: TokenStrings, near: int) -> Flags:
     """[k] which tokens are equal to a run of several tokens that begins there; see `has_equal_near`."""
-    values = own.runs[0][tokens][:, None]
+    values, around = own.runs(tokens, 1), _around(partners, near)
     found = np.zeros(len(tokens), np.bool_)
-    for runs in other.runs[1:]:
-        found |= (_around(runs, partners, near) == values).any(axis=1)
+    for length in range(2, LONGEST_RUN + 1):
+        found |= (other.runs(around, length) == values).any(axis=0)
     return found
 
 
-def _around(numbers: Numbers, places: NDArray[np.int64], near: int) -> Numbers:
-    """[k, 2 * near] the numbers before and from each place on, 0 where there is none."""
-    padded = np.zeros(int(places.max(initial=0)) + max(len(numbers), near) + 2 * near, np.uint64)
-    padded[near : near + len(numbers)] = numbers
-    return padded[places[:, None] + np.arange(2 * near)]
+def _around(places: Places, near: int) -> Places:
+    """[2 * near, k] the places before and from each one on."""
+    return places + np.arange(-near, near)[:, None]
 
 
 @functools.lru_cache(maxsize=4)
