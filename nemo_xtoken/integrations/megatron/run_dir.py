@@ -15,7 +15,7 @@ from nemo_xtoken.integrations.megatron.checkpoint_files import latest_complete, 
 
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = "lock"
-LOCK_PATIENCE = 5.0
+LOCK_PATIENCE = 30.0
 """Seconds to wait for the last writers of a run that was just killed."""
 
 MAY_CHANGE = (
