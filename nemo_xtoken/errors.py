@@ -41,3 +41,9 @@ def require(condition: bool, message: str) -> None:
     """Raises ConfigError with the message where the condition does not hold."""
     if not condition:
         raise ConfigError(message)
+
+
+def require_positive(config: object, *names: str) -> None:
+    """Raises ConfigError for the first of these attributes, numbers, that is not positive."""
+    for name in names:
+        require(getattr(config, name) > 0, f"{name} must be positive, got {getattr(config, name)}")

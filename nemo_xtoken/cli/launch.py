@@ -65,13 +65,16 @@ def status(run: Run, json: Json = False) -> None:
     folder = _folder(run)
     jobs = records.submissions(folder)
     states = slurm.states([job.job_id for job in jobs])
+    done, steps = _progress(folder)
     if json:
-        print_json({"jobs": [{"id": job.job_id, "name": job.name, "state": states[job.job_id]} for job in jobs]})
+        listed = [{"id": job.job_id, "name": job.name, "state": states[job.job_id]} for job in jobs]
+        print_json({"jobs": listed, "saved_steps": done, "steps": steps})
         return
     table = Table("job", "name", "submitted", "state", box=None)
     for job in jobs:
         table.add_row(job.job_id, job.name, job.submitted, states[job.job_id])
     stdout.print(table)
+    stdout.print(f"{done:,} of {steps:,} steps are saved")
 
 
 @app.command("logs")
@@ -147,6 +150,14 @@ def _overrides(overrides: list[str], prefix: str) -> list[str]:
     if prefix:
         return [override.removeprefix(prefix) for override in overrides if override.startswith(prefix)]
     return [override for override in overrides if not override.startswith(("cluster.", "job."))]
+
+
+def _progress(folder: Path) -> tuple[int, int]:
+    """The step of a run's newest finished checkpoint, 0 without one, and the steps that it is to do."""
+    from nemo_xtoken.config_io import load_run
+    from nemo_xtoken.integrations.megatron.run_dir import steps_done
+
+    return steps_done(folder.parent), load_run(folder / "run.yaml").train.steps
 
 
 def _folder(run: Path) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nemo_xtoken.errors import require
+from nemo_xtoken.errors import require, require_positive
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
@@ -86,7 +86,7 @@ class ClusterConfig:
             "ranks_per_node must be set where gpus_per_node is 0",
         )
         require(self.ranks > 0, f"ranks_per_node must be positive, got {self.ranks_per_node}")
-        require(self.signal_lead_seconds > 0, f"signal_lead_seconds must be positive, got {self.signal_lead_seconds}")
+        require_positive(self, "signal_lead_seconds")
         for name in (*self.environment, *self.secrets):
             require(VARIABLE.fullmatch(name) is not None, f"{name!r} is not the name of an environment variable")
         for name in self.environment:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from nemo_xtoken.errors import require
+from nemo_xtoken.errors import require, require_positive
 
 TIME_LIMIT = re.compile(r"(\d+-)?\d+(:\d\d){0,2}")
 """Minutes, minutes:seconds, hours:minutes:seconds, days-hours ...: what sbatch takes."""
@@ -31,7 +31,7 @@ class JobConfig:
     time          limit of one job, as sbatch takes it
     command       words of what every task runs, the arguments of `nemo-xtoken`; {run} and {run_dir} stand for the
                   run's config and directory, {array_index} and {array_size} for the place in an array
-    tasks         of a node, for a command that is no training; null: the ranks of the run
+    tasks         of a node, for a command that is no training; null: one. A training's are the ranks of the node
     chain         so many jobs, each after the one before: a training that needs more than one time limit
     array         so many jobs side by side; 0: no array
     max_requeues  how often one job may start anew, after preemption, its time limit or a failure
@@ -50,18 +50,16 @@ class JobConfig:
     health: HealthConfig | None = None
 
     def __post_init__(self) -> None:
-        require(self.nodes > 0, f"nodes must be positive, got {self.nodes}")
+        require_positive(self, "nodes", "chain", "max_stalls")
         require(
             TIME_LIMIT.fullmatch(self.time) is not None,
             f"time: expected a limit such as 04:00:00 or 1-12, got {self.time!r}",
         )
         require(bool(self.command), "command: expected the arguments of nemo-xtoken, such as [train, '{run}']")
         require(self.tasks is None or self.tasks > 0, f"tasks must be positive, got {self.tasks}")
-        require(self.chain > 0, f"chain must be positive, got {self.chain}")
         require(self.array >= 0, f"array must not be negative, got {self.array}")
         require(not (self.array and self.chain > 1), "expected a chain or an array, got both")
         require(self.max_requeues >= 0, f"max_requeues must not be negative, got {self.max_requeues}")
-        require(self.max_stalls > 0, f"max_stalls must be positive, got {self.max_stalls}")
 
     @property
     def trains(self) -> bool:

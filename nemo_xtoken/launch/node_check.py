@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-FIELDS = "ecc.errors.uncorrected.volatile.total"
+ECC_ERRORS = "ecc.errors.uncorrected.volatile.total"
 """Memory errors since the driver was loaded; a card without error correction says [N/A]."""
 
 
@@ -40,7 +40,7 @@ def _gpu_faults(gpus: int) -> Iterator[str]:
     if shutil.which("nvidia-smi") is None:
         yield "nvidia-smi is missing"
         return
-    query = ["nvidia-smi", f"--query-gpu={FIELDS}", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", f"--query-gpu={ECC_ERRORS}", "--format=csv,noheader,nounits"]
     try:
         finished = subprocess.run(query, capture_output=True, text=True, check=False, timeout=60)
     except subprocess.TimeoutExpired:

@@ -5,7 +5,6 @@ from nemo_xtoken.projection.automatic import (
     KnownTokenizer,
     automatic_path,
     build_if_missing,
-    find_automatic,
     newest_automatic,
 )
 from nemo_xtoken.projection.build import BuildOptions, build
@@ -30,7 +29,6 @@ __all__ = [
     "build_if_missing",
     "common_set",
     "empty_rows",
-    "find_automatic",
     "newest_automatic",
     "token_class",
 ]

@@ -61,11 +61,6 @@ def build_if_missing(
     return path
 
 
-def find_automatic(folder: Path) -> Path | None:
-    """The newest file of W that was built in a folder, None where there is none."""
-    return next(iter(newest_automatic(folder, 1)), None)
-
-
 def newest_automatic(folder: Path, count: int) -> list[Path]:
     """The newest files of W that were built in a folder, at most `count`, in the order in which they were built."""
     built = sorted(folder.glob(f"{_PREFIX}*.safetensors"), key=lambda path: path.stat().st_mtime)

@@ -38,7 +38,7 @@ from nemo_xtoken.integrations.megatron.step import Scales, count_global_batch, w
 from nemo_xtoken.integrations.megatron.student import unwrap
 from nemo_xtoken.losses.cross_entropy import cross_entropy
 from nemo_xtoken.losses.projected_kl import projected_kl
-from nemo_xtoken.projection import ProjectionMatrix, find_automatic
+from nemo_xtoken.projection import ProjectionMatrix, newest_automatic
 from tests.distributed import toy
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_megatron_training import assert_same_curve, curve
@@ -155,7 +155,7 @@ def gradients_by_hand(
     """From whole logits, a pure loss for each teacher, and torch's autograd."""
     training = set_up(config, layouts.start(config.parallel, "cpu", config.train.seed))
     objective, student = training.objective, unwrap(training.models[0])
-    named = Path(config.teachers[0].projection or ""), find_automatic(Path(config.run_dir))
+    named = Path(config.teachers[0].projection or ""), newest_automatic(Path(config.run_dir), 1)[0]
     matrices = [ProjectionMatrix.load(path) for path in named if path is not None]
     training.models[0].zero_grad_buffer()
     ce, tokens = torch.zeros(()), torch.zeros(())

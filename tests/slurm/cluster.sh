@@ -117,7 +117,7 @@ down() {
     [ -s "$file" ] || continue
     pid=$(<"$file")
     kill "$pid" 2>/dev/null || continue
-    wait_for 10 gone "$pid"
+    wait_for 30 gone "$pid"
   done
   # A bind-mounted hosts file can't be replaced, only rewritten.
   local others

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_xtoken.cli.app import run as run_cli
 from nemo_xtoken.config import ParallelConfig, RunConfig
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.megatron import launch as train
@@ -147,15 +149,18 @@ def test_a_chain_goes_on_where_the_job_before_ended_and_does_nothing_once_it_is_
     assert "is finished: 6 steps are done" in rank_0.read_text(encoding="utf-8")
 
 
-def test_torchrun_starts_the_ranks_of_a_node(prepared: Path) -> None:
-    run = run_of(prepared, "torchrun", 6)
-    cluster = replace(CLUSTER, launcher="torchrun", ranks_per_node=1)
-    plan = plan_of(run, cluster)
+def test_torchrun_tells_its_ranks_to_save(prepared: Path, uninterrupted: RunConfig) -> None:
+    run = run_of(prepared, "torchrun", 300)
+    plan = plan_of(run, replace(CLUSTER, launcher="torchrun"))
     (submission,) = launch(plan)
-    assert "attempt 0 ended with exit code 0; newest checkpoint: step-00000006" in wait_for_end(plan, submission.job_id)
-    alone = run_of(prepared, "alone", 6)
-    train(alone)
-    assert_same_curve(run, alone)
+    wait_until(lambda: is_training(run, 20), "20 steps are done")
+    # What SLURM does before the time limit, to the batch script alone.
+    subprocess.run(["scancel", "--batch", "--signal=USR1", submission.job_id], check=True)
+    log = wait_for_end(plan, submission.job_id)
+    (saved,) = re.findall(r"attempt 0 ended .* newest checkpoint: step-(\d+)\n", log)
+    assert 20 <= int(saved) < 300
+    assert "attempt 1 ended with exit code 0; newest checkpoint: step-00000300" in log
+    assert_same_curve(run, uninterrupted)
 
 
 def test_an_unhealthy_node_is_excluded(prepared: Path) -> None:
@@ -179,16 +184,53 @@ def test_an_unhealthy_node_is_excluded(prepared: Path) -> None:
     assert f"attempt 1 of job {submission.job_id} on node2" in log
 
 
-def test_a_run_that_can_not_start_gives_up(prepared: Path) -> None:
+def test_a_wrong_config_ends_the_job_at_once(prepared: Path) -> None:
     run = run_of(prepared, "wrong", 6)
     train(run)
-    wrong = replace(run, optimizer=replace(run.optimizer, lr=1.0))
-    plan = plan_of(wrong, job=replace(JOB, max_stalls=1))
+    wrong = replace(run, optimizer=replace(run.optimizer, lr=1.0), train=replace(run.train, steps=8))
+    plan = plan_of(wrong)
     (submission,) = launch(plan)
     log = wait_for_end(plan, submission.job_id)
+    assert "attempt 0 ended with exit code 2; newest checkpoint: step-00000006" in log
     assert "requeued" not in log
-    rank_0 = (plan.folder / "logs" / f"{plan.name}-{submission.job_id}-0-rank0.log").read_text(encoding="utf-8")
-    assert "holds a run with another optimizer.lr" in rank_0
+    for rank in range(2):
+        said = plan.folder / "logs" / f"{plan.name}-{submission.job_id}-0-rank{rank}.log"
+        assert "holds a run with another optimizer.lr" in said.read_text(encoding="utf-8")
+
+
+def test_a_job_that_saves_nothing_gives_up(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its teacher is gone by the time it starts, at every attempt."""
+    run = run_of(prepared, "stalled", 6)
+    plan = plan_of(run, job=replace(JOB, max_stalls=2))
+    (prepared / "teacher_run").rename(prepared / "elsewhere")
+    try:
+        # An empty directory is there when it is launched, and is no run.
+        (prepared / "teacher_run").mkdir()
+        (submission,) = launch(plan)
+        log = wait_for_end(plan, submission.job_id)
+    finally:
+        (prepared / "teacher_run").rmdir()
+        (prepared / "elsewhere").rename(prepared / "teacher_run")
+    assert log.count("requeued") == 1
+    assert "giving up: 2 attempts in a row ended without a newer checkpoint" in log
+    assert run_cli(["launch", "status", run.run_dir]) == 0
+    assert "0 of 6 steps are saved" in capsys.readouterr().out
+    assert run_cli(["launch", "logs", run.run_dir]) == 0
+    assert "expected a run directory with a complete checkpoint" in capsys.readouterr().out
+
+
+def test_a_cancelled_job_saves_and_stays_cancelled(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of(prepared, "cancelled", 100_000)
+    plan = plan_of(run)
+    (submission,) = launch(plan)
+    wait_until(lambda: is_training(run, 3), "3 steps are done")
+    assert run_cli(["launch", "cancel", run.run_dir]) == 0
+    assert f"cancelled: {submission.job_id}" in capsys.readouterr().out
+    log = wait_for_end(plan, submission.job_id)
+    assert "not requeued, since the job is COMPLETING" in log
+    assert "attempt 1" not in log
+    assert run_cli(["launch", "cancel", run.run_dir]) == 0
+    assert "no job of this run is queued or running" in capsys.readouterr().out
 
 
 def test_slurm_refuses_what_the_cluster_does_not_have(prepared: Path) -> None:

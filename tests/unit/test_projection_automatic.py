@@ -18,7 +18,7 @@ from nemo_xtoken.projection import (
     build,
     build_if_missing,
     file,
-    find_automatic,
+    newest_automatic,
 )
 from tests.small_tokenizers import rank_file
 
@@ -37,7 +37,7 @@ def test_the_file_is_that_of_projection_build(student: KnownTokenizer, tmp_path:
     build(tokenizers.load(student.spec), BYTES).save(tmp_path / "by_hand")
     assert path.read_bytes() == (tmp_path / "by_hand").read_bytes()
     assert list(path.parent.iterdir()) == [path]
-    assert find_automatic(path.parent) == path
+    assert newest_automatic(path.parent, 1) == [path]
 
 
 def test_what_is_there_is_not_built_again(
@@ -78,7 +78,7 @@ def test_a_tokenizer_that_is_gone_or_has_changed_is_told(student: KnownTokenizer
         build_if_missing(tmp_path, gone, TEACHER)
     with pytest.raises(ProjectionError, match=r"expected the tokenizer with fingerprint 1{12}, got one with .*changed"):
         build_if_missing(tmp_path, KnownTokenizer(student.spec, "1" * 64), TEACHER)
-    assert find_automatic(tmp_path) is None
+    assert newest_automatic(tmp_path, 1) == []
 
 
 def test_a_file_of_another_pair_under_its_name_is_refused(student: KnownTokenizer, tmp_path: Path) -> None:
@@ -93,4 +93,4 @@ def test_the_newest_of_several_is_found(tmp_path: Path) -> None:
     for name, age in (("projection-a.safetensors", 2), ("projection-b.safetensors", 1), ("other.safetensors", 3)):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (age, age))
-    assert find_automatic(tmp_path) == tmp_path / "projection-a.safetensors"
+    assert newest_automatic(tmp_path, 1) == [tmp_path / "projection-a.safetensors"]

@@ -21,7 +21,7 @@ class BridgeTeacher:
     provider    a provider of Bridge's, whose hooks bring its weights
     options     fields of the provider to set: a layout option or a dtype of the teacher's own
     projection  the file of W for this pair of tokenizers; null builds it into the checkpoint directory, once
-    weight      alpha of this teacher where there are several
+    weight      alpha: the factor of its part in L_KD
     """
 
     name: str = "teacher"

@@ -38,7 +38,7 @@ def _limits(config: DistillationContainer) -> list[tuple[bool, str, str]]:
         (
             len(config.teachers) > 1,
             f"several teachers ({len(config.teachers)})",
-            "prepared data has the tokens of one teacher; keep one",
+            "the step inside Bridge runs one; keep one, or train with nemo_xtoken's own loop",
         ),
         (
             config.checkpoint.save is None and any(teacher.projection is None for teacher in config.teachers),

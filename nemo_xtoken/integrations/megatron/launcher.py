@@ -13,7 +13,7 @@ from pathlib import Path
 from nemo_xtoken.config import RunConfig
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.megatron.local_ranks import Task, run_locally
-from nemo_xtoken.integrations.megatron.run_dir import adopt_config, locked, steps_done
+from nemo_xtoken.integrations.megatron.run_dir import adopt_config, check_config, locked, steps_done
 
 
 def launch(config: RunConfig) -> None:
@@ -25,7 +25,9 @@ def launch(config: RunConfig) -> None:
     rank = rank_of_this_process()
     run_dir = Path(config.run_dir)
     with ExitStack() as stack:
-        if not rank:
+        if rank:
+            check_config(config)  # so that all ranks end with the same exit code
+        else:
             stack.enter_context(locked(run_dir))
             adopt_config(config)
         done = steps_done(run_dir)

@@ -60,6 +60,12 @@ def _wait_for(lock: int, run_dir: Path) -> None:
 
 def adopt_config(config: RunConfig) -> None:
     """Store the config of a new run; check that of a resumed one. Raises ConfigError naming the fields that changed."""
+    check_config(config)
+    save_run(config, Path(config.run_dir) / CONFIG_FILE)
+
+
+def check_config(config: RunConfig) -> None:
+    """Raises ConfigError where the directory holds a run whose config has other fields than may change."""
     path = Path(config.run_dir) / CONFIG_FILE
     if path.exists():
         changed = [name for name in differences(load_run(path), config) if not _may_change(name)]
@@ -68,7 +74,6 @@ def adopt_config(config: RunConfig) -> None:
                 f"{config.run_dir} holds a run with another {', '.join(changed)}: give back the old value "
                 f"(see {path}) or choose another run_dir"
             )
-    save_run(config, path)
 
 
 def _may_change(name: str) -> bool:
