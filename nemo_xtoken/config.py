@@ -68,8 +68,10 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """A frozen teacher on the student's ranks.
+    """A frozen teacher.
 
+    kind        where its hidden states come from: a model on the student's ranks (colocated) or on other ranks of the
+                job (remote), or what was stored of them (cached)
     checkpoint  the run directory of the teacher's own training, or one checkpoint in it
     projection  the file of W for this pair of tokenizers; null builds it into the run's directory, once
     weight      alpha: L_KD is the sum of weight·L_KD of each teacher
@@ -80,6 +82,7 @@ class TeacherConfig:
     """
 
     name: str = "teacher"
+    kind: Literal["colocated", "remote", "cached"] = "colocated"
     model: ModelConfig
     checkpoint: str
     projection: str | None = None

@@ -117,7 +117,7 @@ def gradients_on_full_logits(config: RunConfig, plain_head: bool) -> dict[str, T
     training = start(config)
     objective, student = training.objective, unwrap(training.models[0])
     (colocated,) = objective.teachers
-    teacher, (projection,) = colocated.model, objective.learnt_projections
+    teacher, (projection,) = toy.model_of(colocated), objective.learnt_projections
     student_bias, teacher_bias = head_options(student).bias, head_options(teacher).bias
     assert student_bias is not None
     assert teacher_bias is not None

@@ -120,9 +120,9 @@ def what_is_trained_and_saved(config: RunConfig) -> tuple[int, int, list[str]]:
     layout = layouts.start(config.parallel, "cpu", config.train.seed)
     training = set_up(config, layout)
     (teacher,) = training.objective.teachers
-    teacher_parameters = {id(p) for p in teacher.model.parameters()}
+    teacher_parameters = {id(p) for p in toy.model_of(teacher).parameters()}
     optimized = {id(p) for group in training.optimizer.param_groups for p in group["params"]}
-    assert not teacher.model.training
+    assert not toy.model_of(teacher).training
     saved = dist_checkpointing.load_tensors_metadata(str(checkpoint_path(Path(config.run_dir), config.train.steps)))
     return len(optimized), len(optimized & teacher_parameters), sorted(saved)
 

@@ -7,6 +7,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nemo_xtoken import tokenizers
 from nemo_xtoken.config import (
@@ -21,6 +22,11 @@ from nemo_xtoken.config import (
 )
 from nemo_xtoken.data import prepare
 from nemo_xtoken.projection import build
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
+
+    from nemo_xtoken.teachers import Teacher
 
 STUDENT = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, num_query_groups=2, ffn_hidden_size=48)
 TEACHER = ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2, num_query_groups=2, ffn_hidden_size=32)
@@ -87,6 +93,14 @@ def student_run(
         train=train,
         device="cpu",
     )
+
+
+def model_of(teacher: Teacher) -> GPTModel:
+    """The model of a colocated teacher."""
+    from nemo_xtoken.integrations.megatron.teacher import ColocatedSource  # train_toy's ranks import megatron later
+
+    assert isinstance(teacher.source, ColocatedSource)
+    return teacher.source.model
 
 
 def metrics(config: RunConfig) -> list[dict[str, float]]:

@@ -30,8 +30,9 @@ from nemo_xtoken.integrations.megatron.optimizer import build_optimizer, build_s
 from nemo_xtoken.integrations.megatron.projection_file import projection_file
 from nemo_xtoken.integrations.megatron.step import Objective
 from nemo_xtoken.integrations.megatron.student import build_student
-from nemo_xtoken.integrations.megatron.teacher import ColocatedTeacher, load_teacher
+from nemo_xtoken.integrations.megatron.teacher import ColocatedSource, load_teacher
 from nemo_xtoken.projection import ProjectionMatrix
+from nemo_xtoken.teachers import Teacher, TeacherSource
 from nemo_xtoken.types import DistillBatch
 
 
@@ -83,12 +84,12 @@ def set_up(config: RunConfig, layout: Layout) -> Training:
     dtype = torch.bfloat16 if config.train.bf16 else torch.float32
     student = build_student(config, layout, ids.size)
     head = head_weight(student[-1]) if layout.is_last_stage else None
-    teachers, teacher_inputs = _teachers(config, manifest, layout, head, dtype)
+    teachers, sources, teacher_inputs = _teachers(config, manifest, layout, head, dtype)
     models = [wrap_data_parallel(model, config) for model in student]
     optimizer = build_optimizer(models, config)
     schedule = build_schedule(optimizer, config.optimizer, config.train.steps)
     balance = Balance(config.balance)
-    objective = Objective(layout, ids.size, teachers)
+    objective = Objective(layout, ids.size, teachers, sources)
     inputs = {"data": data_key(manifests), **teacher_inputs}
     state = TrainingState(
         Path(config.run_dir),
@@ -164,31 +165,32 @@ def _check_same(name: str, ours: Side, trained_path: str, theirs: Side, path: st
 
 def _teachers(
     config: RunConfig, manifest: Manifest, layout: Layout, student_head: torch.Tensor | None, dtype: torch.dtype
-) -> tuple[tuple[ColocatedTeacher, ...], Inputs]:
-    """The teachers where this rank has the student's head, and what they were read from."""
+) -> tuple[tuple[Teacher, ...], tuple[TeacherSource, ...], Inputs]:
+    """The teachers where this rank has the student's head, their sources on all ranks, and what they were read from."""
     inputs: Inputs = {}
-    teachers: list[ColocatedTeacher] = []
+    teachers: list[Teacher] = []
+    sources: list[TeacherSource] = []
     prepared = _prepared_teachers(config, manifest, config.data.parts[0].path)
     for teacher, side in zip(config.teachers, prepared, strict=True):
-        loaded, read = _teacher(config, teacher, manifest.student, side, layout, student_head, dtype)
-        several = len(config.teachers) > 1
-        inputs |= {f"{name} of {teacher.name}" if several else name: value for name, value in read.items()}
-        teachers += [] if loaded is None else [loaded]
-    return tuple(teachers), inputs
+        projection = projection_file(teacher.projection, Path(config.run_dir), manifest.student, side)
+        matrix = ProjectionMatrix.load(projection)
+        matrix.check_pair(manifest.student.fingerprint, side.fingerprint)
+        source, checkpoint = _source(config, teacher, side, layout, dtype)
+        sources.append(source)
+        suffix = f" of {teacher.name}" if len(config.teachers) > 1 else ""
+        inputs |= {f"teacher checkpoint{suffix}": checkpoint, f"projection{suffix}": file_key(projection)}
+        if student_head is not None:
+            learnt = LearntProjection(teacher, matrix, student_head, layout) if teacher.learn_projection else None
+            teachers.append(Teacher(teacher, source, matrix, student_head, layout.groups.tp, learnt))
+    return tuple(teachers), tuple(sources), inputs
 
 
-def _teacher(
-    config: RunConfig,
-    teacher: TeacherConfig,
-    student: Side,
-    side: TeacherSide,
-    layout: Layout,
-    student_head: torch.Tensor | None,
-    dtype: torch.dtype,
-) -> tuple[ColocatedTeacher | None, Inputs]:
-    projection = projection_file(teacher.projection, Path(config.run_dir), student, side)
-    matrix = ProjectionMatrix.load(projection)
-    matrix.check_pair(student.fingerprint, side.fingerprint)
+def _source(
+    config: RunConfig, teacher: TeacherConfig, side: TeacherSide, layout: Layout, dtype: torch.dtype
+) -> tuple[TeacherSource, str]:
+    """Where the teacher's hidden states come from, and the name of the checkpoint that they are of."""
+    if teacher.kind != "colocated":
+        raise ConfigError(f"teacher {teacher.name!r}: kind {teacher.kind} can't be trained with; take colocated")
     model, checkpoint = load_teacher(
         teacher,
         layout,
@@ -196,11 +198,7 @@ def _teacher(
         max_sequence_length=config.data.teacher_length(side.name),
         params_dtype=dtype,
     )
-    inputs = {"teacher checkpoint": checkpoint.name, "projection": file_key(projection)}
-    if model is None or student_head is None:
-        return None, inputs
-    learnt = LearntProjection(teacher, matrix, student_head, layout) if teacher.learn_projection else None
-    return ColocatedTeacher(teacher, model, matrix, student_head, layout, learnt), inputs
+    return ColocatedSource(model, layout), checkpoint.name
 
 
 def _batches(config: RunConfig, layout: Layout, parts: Sequence[BlendPart], consumed_samples: int) -> GlobalBatches:

@@ -28,8 +28,8 @@ from nemo_xtoken.integrations.megatron.head_tap import head_options, head_weight
 from nemo_xtoken.integrations.megatron.layout import Layout
 from nemo_xtoken.integrations.megatron.learnt_projection import LearntProjection
 from nemo_xtoken.integrations.megatron.student import unwrap
-from nemo_xtoken.integrations.megatron.teacher import ColocatedTeacher
 from nemo_xtoken.losses.filters import counted
+from nemo_xtoken.teachers import Teacher, TeacherSource
 from nemo_xtoken.types import DistillBatch, LossTerms
 
 Report = dict[str, Tensor]
@@ -94,7 +94,7 @@ class StudentOutput(NamedTuple):
 class TeacherOutput:
     """One teacher on a micro batch: the pair of its sequences and the student's, and its final hidden states."""
 
-    def __init__(self, teacher: ColocatedTeacher, pair: DistillBatch) -> None:
+    def __init__(self, teacher: Teacher, pair: DistillBatch) -> None:
         self.teacher, self.pair = teacher, pair
         self.hidden = teacher.hidden(pair)
 
@@ -105,17 +105,29 @@ class Objective:
 
     teachers    none: cross-entropy alone; with pipeline stages only the last one has them
     vocab_size  real ids of the student's head
+    sources     where the teachers' hidden states come from, on every rank, also where there is no teacher
     """
 
     layout: Layout
     vocab_size: int
-    teachers: tuple[ColocatedTeacher, ...] = ()
+    teachers: tuple[Teacher, ...] = ()
+    sources: tuple[TeacherSource, ...] = ()
 
     @property
     def learnt_projections(self) -> tuple[LearntProjection, ...]:
         """The W that are trained along with the student, as far as this rank has them."""
         learnt = (teacher.learnt_projection for teacher in self.teachers)
-        return tuple(projection for projection in learnt if projection is not None)
+        return tuple(projection for projection in learnt if isinstance(projection, LearntProjection))
+
+    def prepare(self, micro_batches: Sequence[DistillBatch]) -> None:
+        """Tell the sources which micro batches come next; every rank must call it."""
+        for i, source in enumerate(self.sources):
+            source.prepare([batch.pairs[i] for batch in micro_batches])
+
+    def close(self) -> None:
+        """The run is over."""
+        for source in self.sources:
+            source.close()
 
     def forward_step(
         self, scales: Scales

@@ -2,55 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
 from nemo_xtoken import parallel
-from nemo_xtoken.config import LossConfig, ParallelConfig, TeacherConfig
+from nemo_xtoken.config import ParallelConfig, TeacherConfig
 from nemo_xtoken.data.manifest import Side
 from nemo_xtoken.integrations.megatron.context_parallel import model_inputs
 from nemo_xtoken.integrations.megatron.head_tap import head_options, head_weight, rows
 from nemo_xtoken.integrations.megatron.layout import Layout
-from nemo_xtoken.integrations.megatron.learnt_projection import LearntProjection
 from nemo_xtoken.integrations.megatron.model_checkpoint import HeadIds, load_model
 from nemo_xtoken.integrations.megatron.models import build_gpt
 from nemo_xtoken.projection import ProjectionMatrix
+from nemo_xtoken.teachers import LearntWeights, Teacher, TeacherHead, TeacherSettings
 from nemo_xtoken.types import DistillBatch
 
 
-class TeacherSettings(Protocol):
-    """What the loss has to know of a teacher, whatever framework its model is from."""
+class ColocatedSource:
+    """A model on the student's ranks that is run when its hidden states are asked for.
 
-    @property
-    def name(self) -> str:
-        """Among several teachers."""
-        ...
-
-    @property
-    def weight(self) -> float:
-        """Of its part in L_KD."""
-        ...
-
-    @property
-    def loss(self) -> LossConfig:
-        """How the student is compared with it."""
-        ...
-
-
-class ColocatedTeacher:
-    """The teacher's final hidden states, and the part of its head that this rank owns.
-
-    name, weight  of the config
-    head  [owned, h_T], the rows `pair.teacher_rows`; cut once, at the start
-    head_options  bias of these rows, scale and soft cap
-    pair  this rank's part of W, cut for the loss
-    learnt_projection  the same part of W where it is trained, None where it stays as it is
+    model  None on the pipeline stages without the student's head
     """
+
+    def __init__(self, model: GPTModel | None, layout: Layout) -> None:
+        self._model, self._groups = model, layout.groups
+
+    @property
+    def model(self) -> GPTModel:
+        """The model, where this rank has it."""
+        assert self._model is not None
+        return self._model
+
+    def head(self, pair: parallel.ShardedPair) -> TeacherHead:
+        """The rows `pair.teacher_rows`, sent round the tp group that the model is cut over."""
+        tp_group = self._groups.tp
+        weight = parallel.cut_head(head_weight(self.model), pair, tp_group)
+        return TeacherHead(weight, parallel.cut_options(head_options(self.model), pair, tp_group))
+
+    def prepare(self, micro_batches: Sequence[DistillBatch]) -> None:
+        """Nothing is computed before it is asked for."""
+
+    @torch.no_grad()
+    def hidden(self, batch: DistillBatch) -> Tensor:
+        """[b*t/cp, h_T] of the last layer after its norm, without gradient, the same on every tp rank."""
+        return rows(self.model(*model_inputs(batch.teacher_tokens, batch.teacher_position_ids, self._groups.cp)))
+
+    def close(self) -> None:
+        """Nothing outlives the process."""
+
+
+class ColocatedTeacher(Teacher):
+    """A teacher whose model is on the student's ranks, with the student's tp, cp and dp groups."""
 
     def __init__(
         self,
@@ -59,23 +66,10 @@ class ColocatedTeacher:
         matrix: ProjectionMatrix,
         student_head: Tensor,
         layout: Layout,
-        learnt_projection: LearntProjection | None = None,
+        learnt_projection: LearntWeights | None = None,
     ) -> None:
-        self.name, self.weight, self.loss = config.name, config.weight, config.loss
-        self.model, self.cp_group = model, layout.groups.cp
-        self.pair = parallel.shard_pair(matrix, config.loss, student_head, layout.groups.tp)
-        self.head = parallel.cut_head(head_weight(model), self.pair, layout.groups.tp)
-        self.head_options = parallel.cut_options(head_options(model), self.pair, layout.groups.tp)
-        self.learnt_projection = learnt_projection
-
-    def projection_weights(self) -> Tensor | None:
-        """W's weights where they are trained: this rank's rows, differentiable."""
-        return None if self.learnt_projection is None else self.learnt_projection.weights()
-
-    @torch.no_grad()
-    def hidden(self, batch: DistillBatch) -> Tensor:
-        """[b*t/cp, h_T] of the last layer after its norm, without gradient, the same on every tp rank."""
-        return rows(self.model(*model_inputs(batch.teacher_tokens, batch.teacher_position_ids, self.cp_group)))
+        source = ColocatedSource(model, layout)
+        super().__init__(config, source, matrix, student_head, layout.groups.tp, learnt_projection)
 
 
 def load_teacher(

@@ -43,6 +43,7 @@ def train(config: RunConfig, layout: Layout) -> None:
         stop = stack.enter_context(StopRequest().listening())
         watchdog = stack.enter_context(Watchdog(config.train.hang_seconds).watching())
         training = set_up(config, layout)
+        stack.callback(training.objective.close)
         start = training.start
         batches = training.batches()
         is_first = layout.rank == 0
@@ -78,6 +79,7 @@ def train_step(training: Training, step: int, micro_batches: Sequence[DistillBat
     """One step of the optimizer. Returns its line of metrics, the same on every rank."""
     started = time.monotonic()
     balance = training.balance
+    training.objective.prepare(micro_batches)
     counts = count_global_batch(micro_batches, training.losses, training.layout)
     if balance.needs_measuring and any(counts.chunks):
         means = run_micro_batches(training, micro_batches, Scales.of(counts, 1.0, 1.0), forward_only=True)
@@ -137,6 +139,7 @@ def validate(training: Training) -> Line:
         return {}
     count = training.config.train.validation_batches
     micro_batches = [batch for _ in range(count) for batch in next(batches)]
+    training.objective.prepare(micro_batches)
     means = run_micro_batches(training, micro_batches, Scales(), forward_only=True)
     return {f"validation_{name}": mean for name, mean in _counted(means).items() if name != "loss"}
 
