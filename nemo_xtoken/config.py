@@ -66,6 +66,25 @@ class ModelConfig:
         require(heads % groups == 0, f"num_attention_heads {heads} is not divisible by num_query_groups {groups}")
 
 
+def check_teacher(name: str, weight: float, loss: LossConfig, learn_projection: bool, projection_lr: float) -> None:
+    """Raises ConfigError for what a teacher's settings must not say, whatever framework its model is from."""
+    require(weight > 0, f"teacher {name!r}: weight must be positive, got {weight}")
+    require(
+        projection_lr > 0,
+        f"teacher {name!r}: projection_lr must be positive, got {projection_lr}; "
+        "learn_projection=false keeps W as it is",
+    )
+    require(
+        not learn_projection or loss.mode == "p_kl",
+        f"teacher {name!r}: learn_projection needs loss.mode p_kl, the one mode that projects by the weights "
+        f"of W, got {loss.mode}; set one of them",
+    )
+    require(
+        FILE_NAME.fullmatch(name) is not None,
+        f"teacher names are letters, digits and . _ - (they name files and metrics), got {name!r}",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """A frozen teacher.
@@ -93,21 +112,7 @@ class TeacherConfig:
     projection_lr: float = 1e-2
 
     def __post_init__(self) -> None:
-        require(self.weight > 0, f"teacher {self.name!r}: weight must be positive, got {self.weight}")
-        require(
-            self.projection_lr > 0,
-            f"teacher {self.name!r}: projection_lr must be positive, got {self.projection_lr}; "
-            "learn_projection=false keeps W as it is",
-        )
-        require(
-            not self.learn_projection or self.loss.mode == "p_kl",
-            f"teacher {self.name!r}: learn_projection needs loss.mode p_kl, the one mode that projects by the weights "
-            f"of W, got {self.loss.mode}; set one of them",
-        )
-        require(
-            FILE_NAME.fullmatch(self.name) is not None,
-            f"teacher names are letters, digits and . _ - (they name files and metrics), got {self.name!r}",
-        )
+        check_teacher(self.name, self.weight, self.loss, self.learn_projection, self.projection_lr)
 
 
 @dataclass(frozen=True, kw_only=True)

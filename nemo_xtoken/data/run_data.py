@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
-from nemo_xtoken.config import DataConfig, TeacherConfig
+from nemo_xtoken.config import DataConfig
 from nemo_xtoken.data.dataset import PackedDataset
-from nemo_xtoken.data.manifest import Manifest
+from nemo_xtoken.data.manifest import Manifest, Side, TeacherSide
 from nemo_xtoken.data.prepared import PreparedData
 from nemo_xtoken.errors import ConfigError, DataError
 
 
-def teacher_numbers(teachers: Sequence[TeacherConfig], manifest: Manifest, path: str) -> tuple[int, ...]:
+class PreparedTeacher(Protocol):
+    """What says which teacher of prepared data is meant, whatever framework runs it."""
+
+    @property
+    def name(self) -> str:
+        """Of the run's teacher."""
+        ...
+
+    @property
+    def prepared_as(self) -> str | None:
+        """Its name in the data, where that is another one."""
+        ...
+
+
+def teacher_numbers(teachers: Sequence[PreparedTeacher], manifest: Manifest, path: str) -> tuple[int, ...]:
     """For each teacher of a run, its number among those of the data at `path`.
 
     It is the one of the name `prepared_as`, else of the teacher's own name. Where both have one teacher only, a name
@@ -35,6 +50,27 @@ def teacher_numbers(teachers: Sequence[TeacherConfig], manifest: Manifest, path:
     return tuple(numbers)
 
 
+def prepared_teachers(teachers: Sequence[PreparedTeacher], manifest: Manifest, path: str) -> list[TeacherSide]:
+    """What the data at `path` holds of each teacher of a run. Raises DataError for a missing one."""
+    return [manifest.teachers[number] for number in teacher_numbers(teachers, manifest, path)]
+
+
+def check_same_tokenizers(
+    teachers: Sequence[PreparedTeacher], path: str, manifest: Manifest, trained_path: str, trained_on: Manifest
+) -> None:
+    """Raises DataError where the data at `path` is of other tokenizers than that at `trained_path`."""
+    _check_same("student", trained_on.student, trained_path, manifest.student, path)
+    first = prepared_teachers(teachers, trained_on, trained_path)
+    for teacher, ours, theirs in zip(teachers, first, prepared_teachers(teachers, manifest, path), strict=True):
+        name = f"teacher {teacher.name!r}'s" if len(teachers) > 1 else "teacher"
+        _check_same(name, ours, trained_path, theirs, path)
+
+
+def _check_same(name: str, ours: Side, trained_path: str, theirs: Side, path: str) -> None:
+    if ours.fingerprint != theirs.fingerprint:
+        raise DataError(f"{path} was not prepared with the {name} tokenizer of {trained_path}; prepare it with that")
+
+
 def check_lengths(data: DataConfig, manifests: Sequence[Manifest]) -> None:
     """Raises ConfigError where `teacher_lengths` names a teacher that none of the training data has."""
     names = list(dict.fromkeys(name for manifest in manifests for name in manifest.teacher_names))
@@ -51,7 +87,7 @@ def teacher_lengths(data: DataConfig, manifest: Manifest) -> tuple[int, ...]:
     return tuple(data.teacher_length(name) for name in manifest.teacher_names)
 
 
-def packed_dataset(data: DataConfig, teachers: Sequence[TeacherConfig], path: str) -> PackedDataset:
+def packed_dataset(data: DataConfig, teachers: Sequence[PreparedTeacher], path: str) -> PackedDataset:
     """The samples of the data at `path`, with a sequence for each teacher of a run, in the run's order."""
     prepared = PreparedData.open(path)
     return PackedDataset(

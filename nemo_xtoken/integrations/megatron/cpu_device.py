@@ -79,14 +79,15 @@ def installed() -> bool:
     return getattr(torch.cuda, MARK, False)
 
 
-def install() -> None:
+def install(after_import: bool = False) -> None:
     """Redirect megatron-core's CUDA calls to the CPU for the rest of this process; a second call does nothing.
 
     Raises UnavailableError when megatron-core was imported before: it would hold references to the CUDA functions.
+    `after_import` is for a caller who answers for those as well.
     """
     if installed():
         return
-    if "megatron.core" in sys.modules:
+    if "megatron.core" in sys.modules and not after_import:
         raise UnavailableError("device: cpu must be chosen before megatron.core is imported; start a new process")
     _answer_device_questions()
     _drop_streams()

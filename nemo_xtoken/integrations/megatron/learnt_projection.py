@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ import torch.distributed as dist
 from megatron.core.utils import make_sharded_tensor_for_checkpoint, make_tp_sharded_tensor_for_checkpoint
 from torch import Tensor
 
-from nemo_xtoken.config import TeacherConfig
 from nemo_xtoken.integrations.megatron.layout import Layout
 from nemo_xtoken.losses.learnable import row_parameters, row_weights
 from nemo_xtoken.projection import ProjectionMatrix
@@ -25,6 +24,20 @@ def learnt_projection_path(checkpoint: Path, teacher: str) -> Path:
     return checkpoint / f"learnt-projection-{teacher}.safetensors"
 
 
+class LearntProjectionSettings(Protocol):
+    """What the training of a teacher's W has to know, whatever framework the teacher is from."""
+
+    @property
+    def name(self) -> str:
+        """Of the teacher, and so of the file."""
+        ...
+
+    @property
+    def projection_lr(self) -> float:
+        """Learning rate of W."""
+        ...
+
+
 class LearntProjection:
     """The rows of one teacher's W that belong to this rank's rows of the student's head, [V_S/tp, K], padded ids empty.
 
@@ -33,7 +46,9 @@ class LearntProjection:
     Each rank of the last pipeline stage has one; over dp and cp they are copies.
     """
 
-    def __init__(self, teacher: TeacherConfig, matrix: ProjectionMatrix, student_head: Tensor, layout: Layout) -> None:
+    def __init__(
+        self, teacher: LearntProjectionSettings, matrix: ProjectionMatrix, student_head: Tensor, layout: Layout
+    ) -> None:
         self.name, self.matrix, self.groups = teacher.name, matrix, layout.groups
         local_rows = len(student_head)
         first = layout.groups.tp.rank() * local_rows

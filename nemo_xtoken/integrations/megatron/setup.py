@@ -15,10 +15,10 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from nemo_xtoken.config import BlendPart, LossConfig, ParallelConfig, RunConfig, TeacherConfig
 from nemo_xtoken.data.batches import GlobalBatches
 from nemo_xtoken.data.blend import BlendedDataset
-from nemo_xtoken.data.manifest import Manifest, Side, TeacherSide
+from nemo_xtoken.data.manifest import Manifest, TeacherSide
 from nemo_xtoken.data.prepared import PreparedData
-from nemo_xtoken.data.run_data import check_lengths, packed_dataset, teacher_numbers
-from nemo_xtoken.errors import ConfigError, DataError
+from nemo_xtoken.data.run_data import check_lengths, check_same_tokenizers, packed_dataset, prepared_teachers
+from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.megatron.balance import Balance
 from nemo_xtoken.integrations.megatron.checkpoint import Position, TrainingState
 from nemo_xtoken.integrations.megatron.head_tap import head_weight
@@ -72,14 +72,14 @@ class Training:
 def set_up(config: RunConfig, layout: Layout) -> Training:
     """Build everything and resume from the latest checkpoint. Raises XTokenError for what does not fit together."""
     manifests = [PreparedData.open(part.path).manifest for part in config.data.parts]
-    manifest = manifests[0]
+    manifest, first = manifests[0], config.data.parts[0].path
     for part, other in zip(config.data.parts, manifests, strict=True):
         check(config, part.path, other)
-        check_same_tokenizers(config, part.path, other, manifest)
+        check_same_tokenizers(config.teachers, part.path, other, first, manifest)
     check_lengths(config.data, manifests)
     if config.data.validation_path is not None:
         validation = PreparedData.open(config.data.validation_path).manifest
-        check_same_tokenizers(config, config.data.validation_path, validation, manifest)
+        check_same_tokenizers(config.teachers, config.data.validation_path, validation, first, manifest)
     ids = HeadIds(config.student.vocab_size or manifest.student.vocab_size, manifest.student.fingerprint)
     dtype = torch.bfloat16 if config.train.bf16 else torch.float32
     student = build_student(config, layout, ids.size)
@@ -123,17 +123,12 @@ def check(config: RunConfig, path: str, manifest: Manifest) -> None:
             f"student.vocab_size {student_vocab} is less than the {manifest.student.vocab_size} ids of the data's "
             "student tokenizer; raise it or set it to null"
         )
-    teachers = _prepared_teachers(config, manifest, path)
+    teachers = prepared_teachers(config.teachers, manifest, path)
     _check_length("data.student_sequence_length", config.data.student_sequence_length, config.parallel)
     for teacher in teachers:
         own = any(entry.teacher == teacher.name for entry in config.data.teacher_lengths)
         key = f"the length of {teacher.name} in data.teacher_lengths" if own else "data.teacher_sequence_length"
         _check_length(key, config.data.teacher_length(teacher.name), config.parallel)
-
-
-def _prepared_teachers(config: RunConfig, manifest: Manifest, path: str) -> list[TeacherSide]:
-    """What the data at `path` holds of each teacher of the run."""
-    return [manifest.teachers[number] for number in teacher_numbers(config.teachers, manifest, path)]
 
 
 def _check_length(key: str, length: int, parallel: ParallelConfig) -> None:
@@ -148,21 +143,6 @@ def _check_length(key: str, length: int, parallel: ParallelConfig) -> None:
         )
 
 
-def check_same_tokenizers(config: RunConfig, path: str, manifest: Manifest, trained_on: Manifest) -> None:
-    """Raises DataError where the data at `path` is of other tokenizers than the first training data."""
-    trained_path = config.data.parts[0].path
-    _check_same("student", trained_on.student, trained_path, manifest.student, path)
-    first = _prepared_teachers(config, trained_on, trained_path)
-    for teacher, ours, theirs in zip(config.teachers, first, _prepared_teachers(config, manifest, path), strict=True):
-        name = f"teacher {teacher.name!r}'s" if len(config.teachers) > 1 else "teacher"
-        _check_same(name, ours, trained_path, theirs, path)
-
-
-def _check_same(name: str, ours: Side, trained_path: str, theirs: Side, path: str) -> None:
-    if ours.fingerprint != theirs.fingerprint:
-        raise DataError(f"{path} was not prepared with the {name} tokenizer of {trained_path}; prepare it with that")
-
-
 def _teachers(
     config: RunConfig, manifest: Manifest, layout: Layout, student_head: torch.Tensor | None, dtype: torch.dtype
 ) -> tuple[tuple[Teacher, ...], tuple[TeacherSource, ...], Inputs]:
@@ -170,7 +150,7 @@ def _teachers(
     inputs: Inputs = {}
     teachers: list[Teacher] = []
     sources: list[TeacherSource] = []
-    prepared = _prepared_teachers(config, manifest, config.data.parts[0].path)
+    prepared = prepared_teachers(config.teachers, manifest, config.data.parts[0].path)
     for teacher, side in zip(config.teachers, prepared, strict=True):
         projection = projection_file(teacher.projection, Path(config.run_dir), manifest.student, side)
         matrix = ProjectionMatrix.load(projection)

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_xtoken import parallel
-from nemo_xtoken.config import LossConfig, TeacherConfig
+from nemo_xtoken.config import LossConfig
 from nemo_xtoken.integrations.megatron.balance import balancing_ratio
 from nemo_xtoken.integrations.megatron.context_parallel import model_inputs
 from nemo_xtoken.integrations.megatron.head_tap import head_options, head_weight, rows
@@ -29,7 +29,7 @@ from nemo_xtoken.integrations.megatron.layout import Layout
 from nemo_xtoken.integrations.megatron.learnt_projection import LearntProjection
 from nemo_xtoken.integrations.megatron.student import unwrap
 from nemo_xtoken.losses.filters import counted
-from nemo_xtoken.teachers import Teacher, TeacherSource
+from nemo_xtoken.teachers import Teacher, TeacherSettings, TeacherSource
 from nemo_xtoken.types import DistillBatch, LossTerms
 
 Report = dict[str, Tensor]
@@ -257,7 +257,7 @@ def sum_reports(reports: Sequence[Mapping[str, Tensor]], layout: Layout) -> dict
     return _of_last_stage(means, layout.groups.pp)
 
 
-def with_total(means: Mapping[str, float | None], teachers: Sequence[TeacherConfig]) -> dict[str, float | None]:
+def with_total(means: Mapping[str, float | None], teachers: Sequence[TeacherSettings]) -> dict[str, float | None]:
     """Means of all that is reported, for several teachers with L_KD as `kd`: the sum of weight · L_KD of each.
 
     A teacher without a counted chunk has no part in it; without any it is None.

@@ -1,0 +1,88 @@
+"""Layer specs of NeMo configs, adapted to packed documents and to where the model runs."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from nemo_xtoken.errors import ConfigError
+from nemo_xtoken.integrations.megatron.context_parallel import ContextParallelAttention
+from nemo_xtoken.integrations.megatron.facts import has_transformer_engine
+from nemo_xtoken.integrations.megatron.norm import TorchNorm
+
+
+class DocumentLayers:
+    """A config's `transformer_layer_spec` that wraps another one: attention follows the mask of packed documents.
+
+    Transformer Engine ignores masks for its causal attention; with context parallelism keys of all ranks are gathered
+    (see `ContextParallelAttention`); the torch norm that stands in for fused ones works under sequence parallelism.
+    """
+
+    def __init__(self, wrapped: ModuleSpec | Callable[..., Any]) -> None:
+        self.wrapped = wrapped
+
+    def __call__(self, config: TransformerConfig, vp_stage: int | None = None) -> Any:
+        """The spec of this pipeline stage."""
+        spec = copy.deepcopy(self._original(config, vp_stage))
+        if isinstance(spec, TransformerBlockSubmodules):
+            for layer in spec.layer_specs or []:
+                _adapt_layer(layer, config)
+            spec.layer_norm = _norm(spec.layer_norm, config)
+            return spec
+        _adapt_layer(spec, config)
+        if not _uses(spec, TorchNorm):
+            return spec
+        norm: Any = TorchNorm
+        layers = [spec] * get_num_layers_to_build(config, vp_stage)
+        return TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm)
+
+    def _original(self, config: TransformerConfig, vp_stage: int | None) -> Any:
+        if not callable(self.wrapped):
+            return self.wrapped
+        takes_stage = "vp_stage" in inspect.signature(self.wrapped).parameters
+        return self.wrapped(config, vp_stage=vp_stage) if takes_stage else self.wrapped(config)
+
+
+def adapt_layers(config: Any) -> None:
+    """Let a NeMo config build layers for packed documents; a second call changes nothing."""
+    if not isinstance(config.transformer_layer_spec, DocumentLayers):
+        config.transformer_layer_spec = DocumentLayers(config.transformer_layer_spec)
+
+
+def _adapt_layer(layer: ModuleSpec, config: TransformerConfig) -> None:
+    attention = getattr(layer.submodules, "self_attention", None)
+    if attention is None or not hasattr(attention.submodules, "core_attention"):
+        raise ConfigError(
+            "the config's transformer_layer_spec has no attention of its own to give the documents' mask to (a whole "
+            "layer of Transformer Engine?); set use_transformer_engine_full_layer_spec=False"
+        )
+    if has_transformer_engine():
+        attention.params["attn_mask_type"] = AttnMaskType.arbitrary
+    if config.context_parallel_size > 1:
+        attention.submodules.core_attention = ContextParallelAttention
+    parts: list[Any] = [layer.submodules, attention.submodules]
+    for submodules in parts:
+        for field in dataclasses.fields(submodules):
+            setattr(submodules, field.name, _norm(getattr(submodules, field.name), config))
+
+
+def _norm(module: Any, config: TransformerConfig) -> Any:
+    if module is not WrappedTorchNorm:
+        return module
+    if config.layernorm_zero_centered_gamma:
+        raise ConfigError("layernorm_zero_centered_gamma needs the norms of Transformer Engine or apex; install one")
+    return TorchNorm
+
+
+def _uses(layer: ModuleSpec, module: Any) -> bool:
+    submodules: Any = layer.submodules
+    return any(getattr(submodules, field.name) is module for field in dataclasses.fields(submodules))
