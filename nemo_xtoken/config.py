@@ -245,6 +245,8 @@ class OptimizerConfig:
 class TrainConfig:
     """Length of the run, its batches and what it writes. Intervals in steps; 0: never, or only at the end.
 
+    async_save    checkpoints are written by a process in the background while the training goes on, from a copy in main
+                  memory. A signal, a checkpoint that is due and the end wait for the one before
     hang_seconds  a rank that is longer at one step, its validation and checkpoint included, or at starting, shows the
                   stacks of its threads and ends; 0: never
     """
@@ -257,6 +259,7 @@ class TrainConfig:
     log_interval: int = 1
     checkpoint_interval: int = 100
     keep_checkpoints: int = 2
+    async_save: bool = False
     validation_interval: int = 0
     validation_batches: int = 8
     hang_seconds: float = 1800.0

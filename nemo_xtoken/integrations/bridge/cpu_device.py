@@ -111,7 +111,7 @@ def _redirect_setup() -> None:
     from megatron.bridge.training import initialize, setup
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-    from nemo_xtoken.integrations.megatron.checkpoint import collect_writers_results_here
+    from nemo_xtoken.integrations.megatron.checkpoint_writing import collect_writers_results_here
 
     initialize_on_gpu = setup.initialize_megatron
 

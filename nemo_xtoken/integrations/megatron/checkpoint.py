@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import queue
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -21,6 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from nemo_xtoken.errors import CheckpointError
 from nemo_xtoken.integrations.megatron import checkpoint_files
 from nemo_xtoken.integrations.megatron.balance import Balance
+from nemo_xtoken.integrations.megatron.checkpoint_writing import CheckpointWriter
 from nemo_xtoken.integrations.megatron.inputs import Inputs, check_unchanged
 from nemo_xtoken.integrations.megatron.layout import Layout
 from nemo_xtoken.integrations.megatron.learnt_projection import LearntProjection
@@ -56,26 +56,26 @@ class TrainingState:
         ids: HeadIds,
         inputs: Inputs,
         learnt_projections: Sequence[LearntProjection] = (),
+        *,
+        in_background: bool = False,
     ) -> None:
         self.run_dir, self.layout, self.models = run_dir, layout, models
         self.optimizer, self.schedule, self.balance = optimizer, schedule, balance
         self.ids, self.inputs, self.learnt_projections = ids, inputs, learnt_projections
+        self.writer = CheckpointWriter(run_dir, in_background=in_background)
 
     def save(self, position: Position, keep: int) -> None:
-        """Write a checkpoint; once it is complete, delete all but the newest `keep`. Every rank must call it."""
-        written = [""]
-        if self.layout.rank == 0:
-            written[0] = str(checkpoint_files.start_writing(self.run_dir, position.step))
-        dist.broadcast_object_list(written, src=0)
-        collect_writers_results_here()
-        dist_checkpointing.save({**self._sharded(loading=False), **self._common(position)}, written[0])
-        for projection in self.learnt_projections:
-            projection.save(Path(written[0]))
-        dist.barrier()
-        if self.layout.rank == 0:
-            checkpoint_files.finish_writing(Path(written[0]))
-            checkpoint_files.prune(self.run_dir, keep)
-        dist.barrier()
+        """Write a checkpoint; once it is complete, delete all but the newest `keep`. Every rank must call it.
+
+        In the background (`train.async_save`) that is once `writer.poll` or `writer.finish` has seen it.
+        """
+
+        def projections(directory: Path) -> None:
+            for projection in self.learnt_projections:
+                projection.save(directory)
+
+        state = {**self._sharded(loading=False), **self._common(position)}
+        self.writer.write(state, position.step, keep, projections)
 
     def resume(self) -> Position | None:
         """Go on from the latest complete checkpoint; None where there is none. Every rank must call it.
@@ -153,13 +153,22 @@ class TrainingState:
                 tracker.set_states(loaded["random"]["tracker"])
 
     def _agree_on_latest(self) -> Path | None:
-        found = [None if self.layout.rank else checkpoint_files.latest_complete(self.run_dir)]
-        dist.broadcast_object_list(found, src=0)
-        return found[0]
+        """The latest complete checkpoint whose files are what was written: every rank reads its part of them."""
+        damaged: set[Path] = set()
+        while True:
+            found = [None if self.layout.rank else checkpoint_files.latest_complete(self.run_dir, passing_over=damaged)]
+            dist.broadcast_object_list(found, src=0)
+            latest = found[0]
+            if latest is None or self._is_sound(latest):
+                return latest
+            damaged.add(latest)
 
-
-def collect_writers_results_here() -> None:
-    """Saving is synchronous, so its writers report to a queue of this process. Megatron's own is kept by a manager
-    process that takes seconds to start and outlives a rank that is killed."""
-    if getattr(filesystem_async, "_results_queue", "absent") is None:
-        filesystem_async._results_queue = queue.Queue()
+    def _is_sound(self, checkpoint: Path) -> bool:
+        sums = checkpoint_files.read_sums(checkpoint)
+        own = dict(sorted(sums.items())[self.layout.rank :: dist.get_world_size()])
+        wrong = [None] * dist.get_world_size()
+        dist.all_gather_object(wrong, checkpoint_files.what_differs(checkpoint, own))
+        found = [text for text in wrong if text is not None]
+        if found and self.layout.rank == 0:
+            sys.stderr.write(f"warning: checkpoint {checkpoint} is passed over: {found[0]}\n")
+        return not found

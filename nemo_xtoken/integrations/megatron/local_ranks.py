@@ -149,10 +149,15 @@ def _outcome(rank: int, receiver: Connection, processes: Sequence[BaseProcess]) 
     return Outcome(error=XTokenError.__name__, message=message, has_died=True)
 
 
-def _rank(rank: int, world_size: int, task: Task, init_method: str, sender: Connection, parent: int) -> None:
+def end_with(parent: int) -> None:
+    """End this process as soon as its parent has ended, however that was."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _rank(rank: int, world_size: int, task: Task, init_method: str, sender: Connection, parent: int) -> None:
+    end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends its ranks
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     if "OMP_NUM_THREADS" not in os.environ:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
 from torch.utils.tensorboard import SummaryWriter
+
+from nemo_xtoken.errors import XTokenError
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -23,17 +26,25 @@ class MetricsLog:
         self._events = SummaryWriter(str(run_dir / TENSORBOARD_FOLDER), purge_step=step + 1)
 
     def write(self, line: Mapping[str, float | int]) -> None:
-        """Log one step; `line` has a "step"."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for name, value in line.items():
-            if name != "step":
-                self._events.add_scalar(name, value, int(line["step"]))
+        """Log one step; `line` has a "step". Raises XTokenError where that can't be written."""
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            for name, value in line.items():
+                if name != "step":
+                    self._events.add_scalar(name, value, int(line["step"]))
+        except OSError as error:
+            raise XTokenError(
+                f"{self._file.name}: step {line['step']} can't be logged: {error.strerror or error}; "
+                "make room and start the same command again, which goes on from the latest checkpoint"
+            ) from error
 
     def close(self) -> None:
-        """Write out what is buffered."""
-        self._file.close()
-        self._events.close()
+        """Write out what is buffered; what does not fit on the disk was told by `write`."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._events.close()
 
 
 def keep_lines_up_to(path: Path, step: int) -> None:

@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "train.log_interval",
     "train.checkpoint_interval",
     "train.keep_checkpoints",
+    "train.async_save",
     "train.validation_interval",
     "train.validation_batches",
     "train.hang_seconds",

@@ -101,6 +101,7 @@ def set_up(config: RunConfig, layout: Layout) -> Training:
         ids,
         inputs,
         objective.learnt_projections,
+        in_background=config.train.async_save,
     )
     return Training(
         config=config,

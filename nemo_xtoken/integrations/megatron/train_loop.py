@@ -63,12 +63,15 @@ def train(config: RunConfig, layout: Layout) -> None:
                 log.write(line)
             display.show(line)
             is_last = step == config.train.steps
+            training.state.writer.poll()
             ended_by = stop.agreed(layout)
             if ended_by or is_last or _is_due(step, config.train.checkpoint_interval):
                 training.state.save(Position(step, batches.consumed_samples), config.train.keep_checkpoints)
             if ended_by and not is_last:
+                training.state.writer.finish()
                 where = f"after step {step} of {config.train.steps}"
                 raise StoppedError(f"{ended_by.name}: {config.run_dir} is saved {where}")
+        training.state.writer.finish()
         for teacher in config.teachers:
             if teacher.learn_projection:
                 last = checkpoint_path(Path(config.run_dir), config.train.steps)
