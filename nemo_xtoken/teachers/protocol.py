@@ -6,7 +6,8 @@ a model of another layout than the student's. `head` and `hidden` are asked for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -42,14 +43,28 @@ class TeacherHead(NamedTuple):
     options: HeadOptions
 
 
+@dataclass(frozen=True)
+class SampleRange:
+    """Samples [first, first + count) of a run's training or validation data, over all data-parallel ranks."""
+
+    dataset: str
+    first: int
+    count: int
+
+
 class TeacherSource(Protocol):
-    """Where a teacher's hidden states come from. Every rank of the job makes one, and calls `prepare` and `close`."""
+    """Where a teacher's hidden states come from. Every rank of the student makes one, calls `begin` once, and
+    `prepare` and `close`."""
 
     def head(self, pair: ShardedPair) -> TeacherHead:
         """The part of the head that this rank of the student's tp group owns, cut once, at the start of a run.
 
         Every rank of the student's last pipeline stage calls it, so it may have collectives among them.
         """
+        ...
+
+    def begin(self, announced: Iterator[SampleRange]) -> None:
+        """Learn what the calls of `prepare` will be for, in their order, from where the run begins or goes on."""
         ...
 
     def prepare(self, micro_batches: Sequence[DistillBatch]) -> None:

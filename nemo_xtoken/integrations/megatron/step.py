@@ -29,7 +29,7 @@ from nemo_xtoken.integrations.megatron.layout import Layout
 from nemo_xtoken.integrations.megatron.learnt_projection import LearntProjection
 from nemo_xtoken.integrations.megatron.student import unwrap
 from nemo_xtoken.losses.filters import counted
-from nemo_xtoken.teachers import Teacher, TeacherSettings, TeacherSource
+from nemo_xtoken.teachers import SampleRange, Teacher, TeacherSettings, TeacherSource
 from nemo_xtoken.types import DistillBatch, LossTerms
 
 Report = dict[str, Tensor]
@@ -118,6 +118,11 @@ class Objective:
         """The W that are trained along with the student, as far as this rank has them."""
         learnt = (teacher.learnt_projection for teacher in self.teachers)
         return tuple(projection for projection in learnt if isinstance(projection, LearntProjection))
+
+    def begin(self, announced: Callable[[], Iterator[SampleRange]]) -> None:
+        """Tell each source what the calls of `prepare` will be for, in order; every rank must call it."""
+        for source in self.sources:
+            source.begin(announced())
 
     def prepare(self, micro_batches: Sequence[DistillBatch]) -> None:
         """Tell the sources which micro batches come next; every rank must call it."""

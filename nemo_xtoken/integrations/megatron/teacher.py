@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from nemo_xtoken.integrations.megatron.layout import Layout
 from nemo_xtoken.integrations.megatron.model_checkpoint import HeadIds, load_model
 from nemo_xtoken.integrations.megatron.models import build_gpt
 from nemo_xtoken.projection import ProjectionMatrix
-from nemo_xtoken.teachers import LearntWeights, Teacher, TeacherHead, TeacherSettings
+from nemo_xtoken.teachers import LearntWeights, SampleRange, Teacher, TeacherHead, TeacherSettings
 from nemo_xtoken.types import DistillBatch
 
 
@@ -43,6 +43,9 @@ class ColocatedSource:
         tp_group = self._groups.tp
         weight = parallel.cut_head(head_weight(self.model), pair, tp_group)
         return TeacherHead(weight, parallel.cut_options(head_options(self.model), pair, tp_group))
+
+    def begin(self, announced: Iterator[SampleRange]) -> None:
+        """Nothing is done ahead."""
 
     def prepare(self, micro_batches: Sequence[DistillBatch]) -> None:
         """Nothing is computed before it is asked for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from nemo_xtoken.integrations.megatron.progress import ProgressDisplay
 from nemo_xtoken.integrations.megatron.setup import Training, set_up
 from nemo_xtoken.integrations.megatron.step import Counts, Scales, count_global_batch, sum_reports, with_total
 from nemo_xtoken.integrations.megatron.stopping import StopRequest, Watchdog
+from nemo_xtoken.teachers import SampleRange
 from nemo_xtoken.types import DistillBatch
 
 Line = dict[str, float | int]
@@ -45,6 +46,7 @@ def train(config: RunConfig, layout: Layout) -> None:
         training = set_up(config, layout)
         stack.callback(training.objective.close)
         start = training.start
+        training.objective.begin(lambda: announced(config, start))
         batches = training.batches()
         is_first = layout.rank == 0
         log = MetricsLog(Path(config.run_dir), start.step) if is_first else None
@@ -110,6 +112,17 @@ def train_step(training: Training, step: int, micro_batches: Sequence[DistillBat
         "tokens_per_second": counts.tokens / seconds,
         "seconds": seconds,
     }
+
+
+def announced(config: RunConfig, start: Position) -> Iterator[SampleRange]:
+    """The samples that a run's steps and validations work on, in order, from where it goes on."""
+    per_step = config.train.global_batch_size
+    first = start.consumed_samples
+    for step in range(start.step + 1, config.train.steps + 1):
+        yield SampleRange("training", first, per_step)
+        first += per_step
+        if config.data.validation_path is not None and _is_due(step, config.train.validation_interval):
+            yield SampleRange("validation", 0, config.train.validation_batches * per_step)
 
 
 def run_micro_batches(
