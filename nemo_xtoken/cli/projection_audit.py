@@ -25,6 +25,7 @@ def audit(
         typer.Option("--class", metavar="NAME=REGEX", help="Count the tokens whose whole text matches, too."),
     ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the audit as a page as well.")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write its coverage as a picture as well.")] = None,
     json: Json = False,
 ) -> None:
     """Show how much of each kind of token is common to the pair, and which loss to take."""
@@ -39,6 +40,10 @@ def audit(
         from nemo_xtoken.report.audit_page import write_audit
 
         write_audit(result, html)
+    if png is not None:
+        from nemo_xtoken.report.audit_picture import write_picture
+
+        write_picture(result, png)
     if json:
         print_json(result.as_dict())
     else:
