@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from megatron.core.models.gpt import GPTModel
+from torch import Tensor
 
 from nemo_xtoken.config import (
     BalanceConfig,
-    LossConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -18,6 +19,7 @@ from nemo_xtoken.config import (
     TrainConfig,
 )
 from nemo_xtoken.data import PreparedData
+from nemo_xtoken.integrations.bridge.config import BridgeTeacher
 from nemo_xtoken.integrations.bridge.models import adapt, provider_from
 from nemo_xtoken.integrations.megatron import layout as layouts
 from nemo_xtoken.integrations.megatron import train_loop
@@ -25,6 +27,7 @@ from nemo_xtoken.integrations.megatron.balance import Balance
 from nemo_xtoken.integrations.megatron.checkpoint import Position, TrainingState
 from nemo_xtoken.integrations.megatron.head_tap import head_weight, tap_head
 from nemo_xtoken.integrations.megatron.layout import Layout
+from nemo_xtoken.integrations.megatron.learnt_projection import LearntProjection
 from nemo_xtoken.integrations.megatron.model_checkpoint import HeadIds
 from nemo_xtoken.integrations.megatron.optimizer import build_optimizer, build_schedule, wrap_data_parallel
 from nemo_xtoken.integrations.megatron.setup import Training
@@ -37,40 +40,52 @@ from tests.bridge import tiny
 STUDENT = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, num_query_groups=2, ffn_hidden_size=48)
 
 
-def run_config(folder: Path, steps: int, loss: LossConfig, balance: BalanceConfig) -> RunConfig:
-    """What `tiny.config` says, in the words of the own loop. The teacher's model is not one of its models."""
+def run_config(folder: Path, steps: int, teachers: Sequence[BridgeTeacher]) -> RunConfig:
+    """What `tiny.config` says, in the words of the own loop. The teachers' models are not of its models."""
     return RunConfig(
         run_dir=str(folder / "own_loop"),
         student=STUDENT,
-        teachers=(TeacherConfig(model=STUDENT, checkpoint="", loss=loss),),
-        data=tiny.data_config(folder),
-        balance=balance,
+        teachers=tuple(
+            TeacherConfig(
+                name=teacher.name,
+                model=STUDENT,
+                checkpoint="",
+                loss=teacher.loss,
+                weight=teacher.weight,
+                prepared_as=teacher.prepared_as,
+                learn_projection=teacher.learn_projection,
+                projection_lr=teacher.projection_lr,
+            )
+            for teacher in teachers
+        ),
+        data=tiny.data_config(folder, len(teachers) > 1),
+        balance=BalanceConfig(),
         optimizer=OptimizerConfig(lr=tiny.LR, min_lr=tiny.LR, lr_decay_style="constant", clip_grad=0.5),
         train=TrainConfig(steps=steps, micro_batch_size=2, global_batch_size=8),
         device="cpu",
     )
 
 
-def curve(
-    folder: Path, steps: int, loss: LossConfig, balance: BalanceConfig, teacher: str = "qwen3"
-) -> list[dict[str, float]]:
-    """The lines of metrics of a training on this one rank."""
-    config = run_config(folder, steps, loss, balance)
+def curve(folder: Path, steps: int, teachers: Sequence[BridgeTeacher]) -> list[dict[str, float]]:
+    """The lines of metrics of a training on this one rank. What is learnt of W is written to `folder`."""
+    config = run_config(folder, steps, teachers)
     layout = layouts.start(ParallelConfig(), "cpu", seed=1)
-    training = set_up(config, layout, folder, teacher)
+    training = set_up(config, layout, folder, teachers)
     batches = training.batches()
-    return [train_loop.train_step(training, step, next(batches)) for step in range(1, steps + 1)]
+    lines = [train_loop.train_step(training, step, next(batches)) for step in range(1, steps + 1)]
+    for projection in training.objective.learnt_projections:
+        projection.save(folder)
+    return lines
 
 
-def set_up(config: RunConfig, layout: Layout, folder: Path, teacher: str) -> Training:
-    """The loop's own parts around the two imported models."""
-    manifest = PreparedData.open(folder / "data").manifest
+def set_up(config: RunConfig, layout: Layout, folder: Path, teachers: Sequence[BridgeTeacher]) -> Training:
+    """The loop's own parts around the imported models."""
+    manifest = PreparedData.open(config.data.path).manifest
     ids = HeadIds(manifest.student.vocab_size, manifest.student.fingerprint)
     (student,) = build_student(config, layout, ids.size)
     student.load_state_dict(imported(folder / "llama", layout).state_dict())
-    matrix = ProjectionMatrix.load(folder / "projection.safetensors")
-    teacher_model = tap_head(imported(folder / teacher, layout)).eval()
-    colocated = ColocatedTeacher(config.teachers[0], teacher_model, matrix, head_weight(student), layout)
+    head = head_weight(student)
+    colocated = tuple(_teacher(teacher, head, layout) for teacher in teachers)
     models = [wrap_data_parallel(student, config)]
     optimizer = build_optimizer(models, config)
     schedule = build_schedule(optimizer, config.optimizer, config.train.steps)
@@ -82,10 +97,19 @@ def set_up(config: RunConfig, layout: Layout, folder: Path, teacher: str) -> Tra
         optimizer=optimizer,
         schedule=schedule,
         balance=balance,
-        objective=Objective(layout, ids.size, (colocated,)),
+        objective=Objective(layout, ids.size, colocated),
         state=TrainingState(Path(config.run_dir), layout, [student], optimizer, schedule, balance, ids, {}),
         start=Position(0, 0),
     )
+
+
+def _teacher(teacher: BridgeTeacher, student_head: Tensor, layout: Layout) -> ColocatedTeacher:
+    assert teacher.model is not None
+    assert teacher.projection is not None
+    matrix = ProjectionMatrix.load(teacher.projection)
+    learnt = LearntProjection(teacher, matrix, student_head, layout) if teacher.learn_projection else None
+    model = tap_head(imported(Path(teacher.model), layout)).eval()
+    return ColocatedTeacher(teacher, model, matrix, student_head, layout, learnt)
 
 
 def imported(path: Path, layout: Layout) -> GPTModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from nemo_xtoken.errors import ConfigError, UnavailableError
 from nemo_xtoken.integrations.bridge import models, recipes, run
 from nemo_xtoken.integrations.bridge.arithmetic import check_layout
 from nemo_xtoken.integrations.bridge.config import BridgeTeacher, DistillationContainer
+from nemo_xtoken.integrations.bridge.dataset import TeacherInData
 from nemo_xtoken.integrations.bridge.distillation import extend
 from nemo_xtoken.integrations.bridge.limits import refuse, refuse_teacher
 from nemo_xtoken.integrations.bridge.overrides import override
@@ -60,11 +62,14 @@ def test_every_recipe_is_built_here_or_says_why_not(folder: Path) -> None:
     assert check_layout(tiny_cpu, 1) == 1
 
 
-def test_two_teachers_are_refused_where_phi_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipes_with_phi_where_it_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AutoBridge, "list_supported_models", lambda: ["Phi3ForCausalLM"])
     assert recipes.llama32_1b_from_phi4_mini().teachers[0].loss.mode == "h_kl"
-    with pytest.raises(ConfigError, match=r"several teachers \(2\) does not work"):
-        recipes.llama32_1b_from_phi4_mini_and_llama32_3b()
+    config = recipes.llama32_1b_from_phi4_mini_and_llama32_3b()
+    phi, llama = config.teachers
+    assert [(teacher.weight, teacher.loss.mode) for teacher in (phi, llama)] == [(0.8, "h_kl"), (0.2, "same_tokenizer")]
+    assert config.dataset.teachers == (TeacherInData("phi4_mini", None), TeacherInData("llama32_3b", None))
+    assert check_layout(config, 8) == 8
 
 
 @pytest.mark.parametrize(
@@ -137,6 +142,7 @@ def test_overrides_are_bridges_and_ours() -> None:
     ("text", "message"),
     [
         ("teachers.0.loss.mod=gold", r"unknown key teachers.0.loss.mod; did you mean teachers.0.loss.mode\?"),
+        ("teachers.0.loss.mode=gold teachers.0.learn_projection=true", "learn_projection needs loss.mode p_kl"),
         ("balance.mode=often", "balance.mode: expected one of dynamic, micro_batch, fixed"),
         ("train.train_iter=5", "train_iter"),
         ("teachers.1.weight=2", "there is no place"),
@@ -144,7 +150,7 @@ def test_overrides_are_bridges_and_ours() -> None:
 )
 def test_a_wrong_override_is_one_clear_error(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        override(recipes.llama32_1b_from_qwen3_4b(), [text])
+        override(recipes.llama32_1b_from_qwen3_4b(), text.split())
 
 
 def set_virtual_stages(config: DistillationContainer) -> None:
@@ -183,9 +189,27 @@ def set_nowhere_for_w(config: DistillationContainer) -> None:
     config.checkpoint.save = None
 
 
+def set_one_name(config: DistillationContainer) -> None:
+    config.teachers = (config.teachers[0], config.teachers[0])
+
+
+def set_fp16(config: DistillationContainer) -> None:
+    config.teachers = (replace(config.teachers[0], learn_projection=True),)
+    refuse(config)
+    config.mixed_precision = "fp16_mixed"
+
+
+def set_reruns(config: DistillationContainer) -> None:
+    config.teachers = (replace(config.teachers[0], learn_projection=True),)
+    config.rerun_state_machine.rerun_mode = "validate_results"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (set_one_name, "teachers of one name"),
+        (set_fp16, "learn_projection with fp16"),
+        (set_reruns, "learn_projection with rerun_state_machine.rerun_mode=validate_results"),
         (set_virtual_stages, "virtual_pipeline_model_parallel_size"),
         (set_mock_data, "dataset MockGPTDatasetConfig"),
         (set_cyclic, "dataloader_type=cyclic"),

@@ -13,6 +13,7 @@ from nemo_xtoken.config import BalanceConfig, LossConfig
 from nemo_xtoken.data import PreparedData
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.bridge import step as bridge_step
+from nemo_xtoken.integrations.bridge.config import BridgeTeacher
 from nemo_xtoken.integrations.bridge.step import DistillationStep
 from nemo_xtoken.integrations.megatron.step import Counts
 from tests.bridge import own_loop, tiny
@@ -31,8 +32,9 @@ def own(folder: Path) -> Lines:
 
 
 def run_own(folder: Path, steps: int, loss: LossConfig | None = None, teacher: str = "qwen3") -> Lines:
-    arguments = (folder, steps, loss or LossConfig(), BalanceConfig(), teacher)
-    return run_ranks(1, own_loop.curve, *arguments, timeout=150)[0]
+    projection = str(folder / "projection.safetensors")
+    one = BridgeTeacher(model=str(folder / teacher), projection=projection, loss=loss or LossConfig())
+    return run_ranks(1, own_loop.curve, folder, steps, [one], timeout=150)[0]
 
 
 def assert_same(lines: Lines, expected: Lines) -> None:

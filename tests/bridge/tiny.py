@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from transformers import (
 )
 
 from nemo_xtoken import tokenizers
-from nemo_xtoken.config import DataConfig
+from nemo_xtoken.config import DataConfig, LossConfig, TeacherLength
 from nemo_xtoken.data import prepare
 from nemo_xtoken.integrations.bridge.callbacks import BalanceCallback
 from nemo_xtoken.integrations.bridge.config import BridgeTeacher, DistillationContainer
@@ -62,7 +62,7 @@ STEPS = 20
 
 
 def make_all(folder: Path) -> None:
-    """Under `folder`: models with tokenizers, prepared data `data` and `held_out`, and W.
+    """Under `folder`: models with tokenizers, prepared data `data` and `held_out`, and W; also of several teachers.
 
     `llama` and, with tied embeddings, `tied` are students, `qwen3` and `qwen2` teachers.
     """
@@ -100,6 +100,7 @@ def config(
     steps: int = STEPS,
     teacher: str | None = "qwen3",
     projection: str | None = "projection.safetensors",
+    teachers: Sequence[BridgeTeacher] | None = None,
     model: dict[str, Any] | None = None,
     student: str = "llama",
     change: Callable[[ConfigContainer], None] | None = None,
@@ -112,20 +113,47 @@ def config(
         setattr(base.model, field, value)
     if change is not None:
         change(base)
-    teachers = []
-    if teacher is not None:
+    if teachers is None:
         path = None if projection is None else str(folder / projection)
-        teachers = [BridgeTeacher(model=str(folder / teacher), projection=path)]
-    return extend(base, teachers, data_config(folder), **options)
+        teachers = [] if teacher is None else [BridgeTeacher(model=str(folder / teacher), projection=path)]
+    return extend(base, teachers, data_config(folder, len(teachers) > 1), **options)
 
 
-def data_config(folder: Path) -> DataConfig:
-    """The prepared data, packed so that samples hold several documents."""
+def three_teachers(folder: Path) -> list[BridgeTeacher]:
+    """One whose W is trained, one of the student's own tokenizer, and one that has the tokens of the first."""
+    projection = str(folder / "projection.safetensors")
+    return [
+        BridgeTeacher(
+            name="qwen", model=str(folder / "qwen3"), projection=projection, weight=0.7, learn_projection=True
+        ),
+        BridgeTeacher(
+            name="own",
+            model=str(folder / "tied"),
+            projection=str(folder / "own_projection.safetensors"),
+            loss=LossConfig(mode="same_tokenizer"),
+            weight=0.2,
+        ),
+        BridgeTeacher(
+            name="other",
+            model=str(folder / "qwen2"),
+            projection=projection,
+            loss=LossConfig(mode="h_kl"),
+            weight=0.1,
+            prepared_as="qwen",
+        ),
+    ]
+
+
+def data_config(folder: Path, several: bool = False) -> DataConfig:
+    """The prepared data of one teacher or of several, packed so that samples hold several documents."""
+    suffix = "_of_several" if several else ""
+    lengths = (TeacherLength(teacher="own", sequence_length=32),) if several else ()
     return DataConfig(
-        path=str(folder / "data"),
-        validation_path=str(folder / "held_out"),
+        path=str(folder / f"data{suffix}"),
+        validation_path=str(folder / f"held_out{suffix}"),
         student_sequence_length=32,
         teacher_sequence_length=48,
+        teacher_lengths=lengths,
     )
 
 
@@ -254,7 +282,9 @@ def _make_data(folder: Path) -> None:
         path = folder / f"{name}.jsonl"
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
         prepare([path], folder / name, student, teacher)
+        prepare([path], folder / f"{name}_of_several", student, {"qwen": teacher, "own": student})
     build(student, teacher).save(folder / "projection.safetensors")
+    build(student, student).save(folder / "own_projection.safetensors")
 
 
 def logits_of_checkpoint(folder: Path, name: str, tokens: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,8 @@ def check_layout(config: DistillationContainer, world_size: int) -> int:
         _even("num_layers of the student", student.num_layers, "pipeline_model_parallel_size", stages)
     for teacher in config.teachers:
         if teacher.provider is not None:
-            _check_model(f"teacher {teacher.name!r}", teacher.provider, data.teacher_sequence_length, student)
+            length = data.teacher_length(teacher.prepared_as or teacher.name)
+            _check_model(f"teacher {teacher.name!r}", teacher.provider, length, student)
     return dp_size
 
 

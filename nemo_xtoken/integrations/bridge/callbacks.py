@@ -1,4 +1,4 @@
-"""Bridge callbacks: the balance of the losses from one step to the next, and an end to runs whose loss is lost."""
+"""Bridge callback: what a distillation does between two steps, and an end to runs whose loss is lost."""
 
 # pyright: reportMissingImports=false
 from __future__ import annotations
@@ -14,13 +14,13 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from nemo_xtoken.data.batches import GlobalBatches
 from nemo_xtoken.errors import XTokenError
 from nemo_xtoken.integrations.bridge.step import DistillationStep
-from nemo_xtoken.integrations.megatron.step import Scales, count_global_batch, sum_reports
+from nemo_xtoken.integrations.megatron.step import Scales, count_global_batch, sum_reports, with_total
 
 
 class BalanceCallback(Callback):
-    """Gives the step's balance the global means of the step before, on every rank.
+    """Gives the step's balance the global means of the step before, on every rank, and each W that is trained its step.
 
-    Before the first step of a run it measures them by a forward pass over the first global batch.
+    Before the first step of a run it measures the means by a forward pass over the first global batch.
     """
 
     def __init__(self, step: DistillationStep) -> None:
@@ -37,15 +37,20 @@ class BalanceCallback(Callback):
             balance.update(means["kd"], means["ce"] or 0.0)
 
     def on_train_step_end(self, context: CallbackContext) -> None:
-        """Take in the step's means. Raises XTokenError where the loss is not a number any more."""
+        """Take in the step's means, and step W. Raises XTokenError where the loss is not a number any more."""
         losses = {name: float(value) for name, value in (context.loss_dict or {}).items()}
         losses = self._of_last_stage(losses)
         if not math.isfinite(losses["loss"]):
             number = context.state.train_state.step + 1
             raise XTokenError(f"the loss is {losses['loss']} at step {number}; lower optimizer.lr or warm up longer")
-        if self.step.config.teachers:
-            kd = None if math.isnan(losses["kd"]) else losses["kd"]  # Bridge divides by the chunks, which may be none
-            self.step.balance.update(kd, losses["ce"])
+        teachers = self.step.config.teachers
+        if not teachers:
+            return
+        # Bridge divides by what was counted, which may be nothing.
+        means = with_total({name: None if math.isnan(x) else x for name, x in losses.items()}, teachers)
+        self.step.balance.update(means["kd"], means["ce"] or 0.0)
+        for projection in self.step.objective.learnt_projections:
+            projection.step(self.step.counts.tokens)
 
     def _measure(self, context: CallbackContext) -> dict[str, float | None]:
         """Global means of the losses over the first global batch, with the weights as they are."""
@@ -75,7 +80,7 @@ class BalanceCallback(Callback):
         )
         for model in models:
             model.train()
-        return sum_reports(reports, step.layout)
+        return with_total(sum_reports(reports, step.layout), step.config.teachers)
 
     def _of_last_stage(self, value: Any) -> Any:
         """The last pipeline stage's value, on every stage."""

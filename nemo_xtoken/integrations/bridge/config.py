@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron.bridge.training.config import ConfigContainer
 
-from nemo_xtoken.config import BalanceConfig, LossConfig
+from nemo_xtoken.config import BalanceConfig, LossConfig, check_teacher
 from nemo_xtoken.errors import ConfigError
 
 
@@ -21,7 +21,10 @@ class BridgeTeacher:
     provider    a provider of Bridge's, whose hooks bring its weights
     options     fields of the provider to set: a layout option or a dtype of the teacher's own
     projection  the file of W for this pair of tokenizers; null builds it into the checkpoint directory, once
-    weight      alpha: the factor of its part in L_KD
+    weight      alpha: L_KD is the sum of weight·L_KD of each teacher
+    prepared_as the name of its tokens in the prepared data; null: its own name, and where there is one only, that
+    learn_projection  P-KL: W is trained too, from what the file has; checkpoints hold it, and an export writes its file
+    projection_lr     its learning rate, constant (Adam, no weight decay, no clipping)
     """
 
     name: str = "teacher"
@@ -31,12 +34,14 @@ class BridgeTeacher:
     projection: str | None = None
     loss: LossConfig = field(default_factory=LossConfig)
     weight: float = 1.0
+    prepared_as: str | None = None
+    learn_projection: bool = False
+    projection_lr: float = 1e-2
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.provider is None):
             raise ConfigError(f"teacher {self.name!r}: expected a model or a provider, one of the two")
-        if self.weight <= 0:
-            raise ConfigError(f"teacher {self.name!r}: weight must be positive, got {self.weight}")
+        check_teacher(self.name, self.weight, self.loss, self.learn_projection, self.projection_lr)
 
 
 @dataclass(kw_only=True)

@@ -13,11 +13,10 @@ from torch.utils.data import Dataset
 from nemo_xtoken.config import BlendPart, DataConfig
 from nemo_xtoken.data.blend import BlendedDataset
 from nemo_xtoken.data.collate import collate
-from nemo_xtoken.data.dataset import PackedDataset
-from nemo_xtoken.data.manifest import Manifest
+from nemo_xtoken.data.manifest import Manifest, TeacherSide
 from nemo_xtoken.data.prepared import PreparedData
+from nemo_xtoken.data.run_data import check_lengths, check_same_tokenizers, packed_dataset, prepared_teachers
 from nemo_xtoken.data.sample import Sample
-from nemo_xtoken.errors import DataError
 from nemo_xtoken.types import DistillBatch
 
 ENDLESS = 2**48
@@ -41,16 +40,26 @@ class AlignedSamples(Dataset[Sample]):
         return collate(samples)
 
 
+@dataclass(frozen=True)
+class TeacherInData:
+    """What finds a teacher of the run in the prepared data."""
+
+    name: str
+    prepared_as: str | None
+
+
 @dataclass
 class AlignedData(DatasetProvider):
     """The data that `nemo-xtoken data prepare` makes. Bridge's state of consumed samples is the whole state.
 
     data                what to read, and how it is packed
+    teachers            whose sequences samples have, in this order; set by `extend`
     validation_samples  every validation reads the first ones of the validation data; set by `extend`
     """
 
     data: DataConfig = field(kw_only=True)
     dataloader_type: Any = "single"
+    teachers: tuple[TeacherInData, ...] = ()
     validation_samples: int | None = None
 
     def build_datasets(self, context: DatasetBuildContext) -> tuple[Any, Any, Any]:
@@ -62,33 +71,24 @@ class AlignedData(DatasetProvider):
 
     def stream(self, parts: Sequence[BlendPart]) -> BlendedDataset:
         """The samples of several prepared data, mixed by weight."""
-        data = self.data
-        datasets = [
-            PackedDataset(
-                PreparedData.open(part.path),
-                data.student_sequence_length,
-                data.teacher_sequence_length,
-                data.seed,
-                data.exact_chunks_only,
-            )
-            for part in parts
-        ]
+        datasets = [packed_dataset(self.data, self.teachers, part.path) for part in parts]
         return BlendedDataset(datasets, [part.weight for part in parts])
 
     def manifest(self) -> Manifest:
-        """What the training data was made from. Raises DataError where its parts have different tokenizers."""
+        """What the training data was made from. Raises DataError or ConfigError for data of other teachers."""
         paths = [part.path for part in self.data.parts]
-        paths += [] if self.data.validation_path is None else [self.data.validation_path]
-        first, *others = [PreparedData.open(path).manifest for path in paths]
-        for path, other in zip(paths[1:], others, strict=True):
-            if _fingerprints(other) != _fingerprints(first):
-                raise DataError(f"{path} was not prepared with the tokenizers of {paths[0]}; prepare it with those")
-        return first
+        manifests = [PreparedData.open(path).manifest for path in paths]
+        check_lengths(self.data, manifests)
+        if self.data.validation_path is not None:
+            paths.append(self.data.validation_path)
+            manifests.append(PreparedData.open(paths[-1]).manifest)
+        for path, manifest in zip(paths, manifests, strict=True):
+            check_same_tokenizers(self.teachers, path, manifest, paths[0], manifests[0])
+        return manifests[0]
+
+    def sides(self) -> list[TeacherSide]:
+        """What the training data has of each teacher."""
+        return prepared_teachers(self.teachers, self.manifest(), self.data.parts[0].path)
 
     def _samples(self, parts: Sequence[BlendPart], period: int | None = None) -> AlignedSamples:
         return AlignedSamples(self.stream(parts), period)
-
-
-def _fingerprints(manifest: Manifest) -> tuple[str, str | None]:
-    teacher = manifest.teacher
-    return manifest.student.fingerprint, None if teacher is None else teacher.fingerprint

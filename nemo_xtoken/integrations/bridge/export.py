@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,15 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from nemo_xtoken.config import ParallelConfig
 from nemo_xtoken.errors import CheckpointError
 from nemo_xtoken.integrations.bridge.models import adapt
 from nemo_xtoken.integrations.bridge.placement import device
+from nemo_xtoken.integrations.bridge.teacher import initial_projection_path
+from nemo_xtoken.integrations.megatron.head_tap import head_weight
+from nemo_xtoken.integrations.megatron.layout import Layout
+from nemo_xtoken.integrations.megatron.learnt_projection import LearntProjection
+from nemo_xtoken.projection import ProjectionMatrix
 
 EMBEDDING = "embedding.word_embeddings.weight"
 FOLDER = "distillation"
@@ -34,7 +41,7 @@ def export(checkpoint: Path, source: str, out: Path) -> None:
 
     checkpoint  what `checkpoint.save` was, for its latest iteration, or one `iter_...` directory in it
     source      the Hugging Face model that the student was made from; its config and tokenizer are written, too
-    out         `out/distillation` gets the run's config and W
+    out         `out/distillation` gets the run's config and W, also as it was learnt
     Raises CheckpointError where the checkpoint can't be read or is of another model.
     """
     iteration = find_iteration(checkpoint)
@@ -42,19 +49,35 @@ def export(checkpoint: Path, source: str, out: Path) -> None:
     with _one_process():
         model = load_student(bridge, iteration, source)
         bridge.save_hf_pretrained([model], out, show_progress=False, strict=False)
+        folder = out / FOLDER
+        folder.mkdir(exist_ok=True)
+        run_config = iteration / "run_config.yaml"
+        teachers = yaml.safe_load(run_config.read_text(encoding="utf-8")).get("teachers") or []
+        for teacher in teachers:
+            if teacher["learn_projection"]:
+                _save_learnt_projection(iteration, teacher["name"], model, folder)
     _say_dtype(out / "config.json", str(model.config.params_dtype).removeprefix("torch."))
-    folder = out / FOLDER
-    folder.mkdir(exist_ok=True)
-    run_config = iteration / "run_config.yaml"
-    for path in [run_config, *iteration.parent.glob("projection-*.safetensors"), *_named_projections(run_config)]:
-        shutil.copy(path, folder)
-
-
-def _named_projections(run_config: Path) -> list[Path]:
-    """The files of W that the run's config names and that are still there."""
-    teachers = yaml.safe_load(run_config.read_text(encoding="utf-8")).get("teachers") or []
     named = [Path(teacher["projection"]) for teacher in teachers if teacher["projection"]]
-    return [path for path in named if path.is_file()]
+    for path in [run_config, *iteration.parent.glob("projection-*.safetensors"), *named]:
+        if path.is_file():  # what a config names may be gone
+            shutil.copy(path, folder)
+
+
+@dataclass(frozen=True)
+class _Name:
+    """All that loading a learnt W has to know of its teacher."""
+
+    name: str
+    projection_lr: float = 0.0
+
+
+def _save_learnt_projection(iteration: Path, teacher: str, model: GPTModel, folder: Path) -> None:
+    initial = ProjectionMatrix.load(initial_projection_path(iteration.parent, teacher))
+    layout = Layout(ParallelConfig(), device(), ProcessGroupCollection.use_mpu_process_groups())
+    learnt = LearntProjection(_Name(teacher), initial, head_weight(model), layout)
+    loaded: Any = dist_checkpointing.load(learnt.sharded_state_dict(), str(iteration))
+    learnt.load_state_dict(loaded)
+    learnt.save(folder)
 
 
 @contextmanager

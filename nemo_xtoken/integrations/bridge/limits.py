@@ -18,6 +18,7 @@ def refuse(config: DistillationContainer) -> None:
 
 def _limits(config: DistillationContainer) -> list[tuple[bool, str, str]]:
     model, data = config.model, config.dataset
+    learns = any(teacher.learn_projection for teacher in config.teachers)
     return [
         (
             (model.virtual_pipeline_model_parallel_size or 1) > 1,
@@ -36,9 +37,19 @@ def _limits(config: DistillationContainer) -> list[tuple[bool, str, str]]:
             "samples have an order of their own, epoch after epoch; set it to single",
         ),
         (
-            len(config.teachers) > 1,
-            f"several teachers ({len(config.teachers)})",
-            "the step inside Bridge runs one; keep one, or train with nemo_xtoken's own loop",
+            len({teacher.name for teacher in config.teachers}) < len(config.teachers),
+            f"teachers of one name ({', '.join(teacher.name for teacher in config.teachers)})",
+            "their metrics and files are told apart by name; give each its own",
+        ),
+        (
+            learns and is_fp16(config),
+            "learn_projection with fp16",
+            "the scale of fp16's loss would be in W's gradient as well; train in bf16",
+        ),
+        (
+            learns and config.rerun_state_machine.rerun_mode != "disabled",
+            f"learn_projection with rerun_state_machine.rerun_mode={config.rerun_state_machine.rerun_mode}",
+            "a step that is run twice would add up W's gradient twice; set it to disabled",
         ),
         (
             config.checkpoint.save is None and any(teacher.projection is None for teacher in config.teachers),
@@ -78,6 +89,13 @@ def _limits(config: DistillationContainer) -> list[tuple[bool, str, str]]:
             "the teacher would be built twice; restart the job instead",
         ),
     ]
+
+
+def is_fp16(config: DistillationContainer) -> bool:
+    """Whether the student is trained in fp16."""
+    mixed: Any = config.mixed_precision
+    named = mixed.startswith("fp16") if isinstance(mixed, str) else bool(getattr(mixed, "fp16", False))
+    return named or bool(config.model.fp16)
 
 
 def refuse_teacher(name: str, teacher: Any, student: Any) -> None:

@@ -25,6 +25,12 @@ class TeacherKeys:
     projection: str | None
     loss: LossConfig
     weight: float
+    prepared_as: str | None
+    learn_projection: bool
+    projection_lr: float
+
+
+TEACHER_KEYS = tuple(field.name for field in dataclasses.fields(TeacherKeys))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +56,7 @@ def override(config: DistillationContainer, overrides: Sequence[str]) -> Distill
     keys = from_dict(OurKeys, OmegaConf.to_container(tree))
     teachers = _teachers(config.teachers, keys.teachers)
     # Frozen, so Bridge must not find them: it sets every field, changed or not.
-    dataset.data, config.teachers, config.balance = None, (), cast("BalanceConfig", None)
+    dataset.data, dataset.teachers, config.teachers, config.balance = None, (), (), cast("BalanceConfig", None)
     try:
         process_config_with_overrides(config, cli_overrides=[text for text in overrides if text not in ours])
     except OverridesError as error:
@@ -61,16 +67,7 @@ def override(config: DistillationContainer, overrides: Sequence[str]) -> Distill
 
 
 def _keys_of(config: DistillationContainer) -> OurKeys:
-    teachers = tuple(
-        TeacherKeys(
-            name=teacher.name,
-            model=teacher.model,
-            projection=teacher.projection,
-            loss=teacher.loss,
-            weight=teacher.weight,
-        )
-        for teacher in config.teachers
-    )
+    teachers = tuple(TeacherKeys(**{key: getattr(teacher, key) for key in TEACHER_KEYS}) for teacher in config.teachers)
     return OurKeys(data=config.dataset.data, teachers=teachers, balance=config.balance)
 
 
@@ -81,11 +78,7 @@ def _teachers(old: Sequence[BridgeTeacher], keys: Sequence[TeacherKeys]) -> tupl
         dataclasses.replace(
             teacher,
             provider=None if values.model is not None else teacher.provider,
-            name=values.name,
-            model=values.model,
-            projection=values.projection,
-            loss=values.loss,
-            weight=values.weight,
+            **{key: getattr(values, key) for key in TEACHER_KEYS},
         )
         for teacher, values in zip(old, keys, strict=False)
     )

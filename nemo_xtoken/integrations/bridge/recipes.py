@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from megatron.bridge import AutoBridge
-from megatron.bridge.models.llama.llama_provider import Llama32ModelProvider1B
+from megatron.bridge.models.llama.llama_provider import Llama32ModelProvider1B, Llama32ModelProvider3B
 from megatron.bridge.models.mistral.mistral_provider import MistralModelProvider
 from megatron.bridge.models.qwen.qwen_provider import Qwen3ModelProvider4B, Qwen3ModelProvider32B
 from megatron.bridge.training.config import (
@@ -71,17 +71,18 @@ def llama32_1b_from_phi4_mini(
 def llama32_1b_from_phi4_mini_and_llama32_3b(
     data: str = "data", *, projection: str | None = None, precision: str = "bf16_mixed", steps: int = 20_000
 ) -> DistillationContainer:
-    """Llama-3.2-1B from Phi-4-mini (weight 0.8) and Llama-3.2-3B (0.2).
+    """Llama-3.2-1B from Phi-4-mini (weight 0.8) and Llama-3.2-3B (0.2), on 8 GPUs of 80 GB.
 
-    Raises UnavailableError where Bridge can't convert Phi, else ConfigError: two teachers don't work inside Bridge yet.
+    The data has to have both: `--teacher phi4_mini=SPEC --teacher llama32_3b=SPEC`. `projection` is Phi's.
+    Raises UnavailableError where the installed Bridge has no conversion of Phi-3's architecture.
     """
     _require_architecture("Phi3ForCausalLM", "microsoft/Phi-4-mini-instruct")
     phi = BridgeTeacher(
         name="phi4_mini", model="microsoft/Phi-4-mini-instruct", projection=projection, loss=H_KL, weight=0.8
     )
-    llama = BridgeTeacher(
-        name="llama32_3b", model="meta-llama/Llama-3.2-3B", loss=LossConfig(mode="same_tokenizer"), weight=0.2
-    )
+    llama_3b = with_weights(Llama32ModelProvider3B(), "meta-llama/Llama-3.2-3B")
+    llama_3b.vocab_size = LLAMA_VOCABULARY
+    llama = BridgeTeacher(name="llama32_3b", provider=llama_3b, loss=LossConfig(mode="same_tokenizer"), weight=0.2)
     return _recipe("llama32_1b_from_phi4_mini_and_llama32_3b", _llama32_1b(), [phi, llama], data, precision, steps)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.bridge.config import DistillationContainer
+from nemo_xtoken.integrations.bridge.dataset import TeacherInData
 from nemo_xtoken.integrations.bridge.limits import refuse
 from nemo_xtoken.integrations.bridge.models import adapt
 from nemo_xtoken.integrations.bridge.placement import device
@@ -25,6 +26,7 @@ def settle(config: DistillationContainer) -> None:
     # rank's part would count in the gradient's norm, and so in clipping.
     model.perform_initialization = True
     model.seq_length = data.data.student_sequence_length
+    data.teachers = tuple(TeacherInData(teacher.name, teacher.prepared_as) for teacher in config.teachers)
     data.validation_samples = config.train.eval_iters * config.train.global_batch_size
     if config.checkpoint.pretrained_checkpoint is not None:
         # It lacks the balance; what else it lacks is told when the model is loaded.

@@ -22,13 +22,13 @@ from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.bridge.config import DistillationContainer
 from nemo_xtoken.integrations.bridge.placement import layout_of
 from nemo_xtoken.integrations.bridge.settings import check_vocabulary, settle
-from nemo_xtoken.integrations.bridge.student import prepare_student
-from nemo_xtoken.integrations.bridge.teacher import build_teacher
+from nemo_xtoken.integrations.bridge.student import keep_in_checkpoint
+from nemo_xtoken.integrations.bridge.teacher import build_teachers
 from nemo_xtoken.integrations.megatron.balance import Balance
 from nemo_xtoken.integrations.megatron.context_parallel import model_inputs
-from nemo_xtoken.integrations.megatron.head_tap import head_weight
+from nemo_xtoken.integrations.megatron.head_tap import head_weight, tap_head
 from nemo_xtoken.integrations.megatron.layout import Layout
-from nemo_xtoken.integrations.megatron.step import Objective, Report, Scales, count_global_batch
+from nemo_xtoken.integrations.megatron.step import Counts, Objective, Report, Scales, count_global_batch
 from nemo_xtoken.integrations.megatron.student import unwrap
 from nemo_xtoken.types import DistillBatch
 
@@ -38,12 +38,13 @@ LossFunction = Callable[[Tensor], tuple[Tensor, Tensor, Report]]
 class DistillationStep:
     """The `forward_step_func` of `pretrain(config, step, callbacks=[BalanceCallback(step)])`.
 
-    Making it registers a hook on the student's provider, which taps the head and builds the teacher. `layout` and
-    `objective` are there once the student has been built.
+    Making it registers a hook on the student's provider, which taps the head and builds the teachers. `layout` and
+    `objective` are there once the student has been built, `counts` are those of the global batch that is trained on.
     """
 
     layout: Layout
     objective: Objective
+    counts: Counts
 
     def __init__(self, config: DistillationContainer) -> None:
         settle(config)
@@ -88,7 +89,18 @@ class DistillationStep:
         loss, num_tokens, report = self.objective.loss_func(scales, batch, model, hidden)
         if model.training and self.config.teachers:
             report["ratio"] = torch.tensor([self.balance.kd_weight, 1.0], device=loss.device)
+            if len(self.config.teachers) > 1:
+                report["kd"] = self._part_of_total(report)
         return loss, num_tokens, report
+
+    def _part_of_total(self, report: Report) -> Tensor:
+        """[2]: this micro batch's parts of the whole L_KD and of 1; Bridge adds them up over the global batch."""
+        parts = [
+            teacher.weight * report[f"kd/{teacher.name}"][0] / max(chunks, 1)
+            for teacher, chunks in zip(self.config.teachers, self.counts.chunks, strict=True)
+        ]
+        part_of_one = 1.0 / (get_num_microbatches() * self.layout.groups.dp_cp.size())
+        return torch.stack([torch.stack(parts).sum(), torch.tensor(part_of_one, device=parts[0].device)])
 
     def _take_global_batch(self, data_iterator: Iterator[DistillBatch]) -> None:
         if self.balance.needs_measuring and self.config.teachers:
@@ -97,10 +109,10 @@ class DistillationStep:
                 "callbacks=[BalanceCallback(step)])"
             )
         micro_batches = [next(data_iterator) for _ in range(get_num_microbatches())]
-        counts = count_global_batch(micro_batches, self.losses, self.layout)
+        self.counts = count_global_batch(micro_batches, self.losses, self.layout)
         balance = self.balance
         ceiling = balance.config.max_ratio if balance.config.mode == "micro_batch" else None
-        self._scales = Scales.of(counts, balance.kd_weight, balance.ce_weight, ceiling)
+        self._scales = Scales.of(self.counts, balance.kd_weight, balance.ce_weight, ceiling)
         self._waiting.extend(micro_batches)
 
     def _prepare(self, models: list[Any]) -> list[Any]:
@@ -108,13 +120,9 @@ class DistillationStep:
         config = self.config
         self.layout = layout_of(config)
         (student,) = models
-        prepare_student(student, self.balance)
-        student.to(self.layout.device)
-        manifest = config.dataset.manifest()
+        tap_head(student).to(self.layout.device)
         head = head_weight(student) if self.layout.is_last_stage else None
-        teacher = None
-        if config.teachers:
-            teacher = build_teacher(config, config.teachers[0], manifest, self.layout, head)
-        teachers = () if teacher is None else (teacher,)
-        self.objective = Objective(self.layout, manifest.student.vocab_size, teachers)
+        teachers = build_teachers(config, self.layout, head)
+        self.objective = Objective(self.layout, config.dataset.manifest().student.vocab_size, teachers)
+        keep_in_checkpoint(student, self.balance, self.objective.learnt_projections)
         return models

@@ -1,8 +1,9 @@
-"""The student: Bridge's model with its head tapped, and the balance of the losses in its checkpoint."""
+"""What the student's checkpoints have besides the student: the balance of the losses, and each W that is trained."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
 from nemo_xtoken.integrations.megatron.balance import Balance
-from nemo_xtoken.integrations.megatron.head_tap import tap_head
+from nemo_xtoken.integrations.megatron.learnt_projection import LearntProjection
 
 BALANCE_MODULE = "distillation_balance"
+PROJECTIONS_MODULE = "distillation_projections"
 RATIO = "ratio"
 
 
@@ -42,8 +44,39 @@ class BalanceInCheckpoint(nn.Module):
             self.balance.load_state_dict({"ratio": None if ratio.isnan() else float(ratio)})
 
 
-def prepare_student(model: GPTModel, balance: Balance) -> None:
-    """Make the model that has the head hand out hidden states and keep the balance, in place."""
+class ProjectionsInCheckpoint(nn.Module):
+    """A part of the student that saves and loads each W that is trained, with its optimizer's state.
+
+    A checkpoint has them as `projection.NAME.*`, cut over tp as the head is. They are no parameters of the student: its
+    optimizer and precision do not touch them.
+    """
+
+    def __init__(self, projections: Sequence[LearntProjection]) -> None:
+        super().__init__()
+        self.projections = tuple(projections)
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
+        """This rank's parts for Megatron's dist_checkpointing."""
+        del sharded_offsets, metadata
+        return {
+            f"{prefix}{projection.name}.{part}": tensor
+            for projection in self.projections
+            for part, tensor in projection.sharded_state_dict().items()
+        }
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """A checkpoint of a model that was not distilled has none, and leaves them as they are."""
+        del args, kwargs
+        for projection in self.projections:
+            own = f"{prefix}{projection.name}."
+            loaded = {key.removeprefix(own): tensor for key, tensor in state_dict.items() if key.startswith(own)}
+            if loaded:
+                projection.load_state_dict(loaded)
+
+
+def keep_in_checkpoint(model: GPTModel, balance: Balance, projections: Sequence[LearntProjection]) -> None:
+    """Add both to the model that has the head, in place."""
     if model.post_process:
-        tap_head(model)
         model.add_module(BALANCE_MODULE, BalanceInCheckpoint(balance))
+    if projections:
+        model.add_module(PROJECTIONS_MODULE, ProjectionsInCheckpoint(projections))

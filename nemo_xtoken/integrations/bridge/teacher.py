@@ -1,45 +1,81 @@
-"""The teacher, built by its own provider when the student is there and not yet wrapped."""
+"""Teachers, each built by its own provider when the student is there and not yet wrapped."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
 
-from nemo_xtoken.data.manifest import Manifest
+from nemo_xtoken.data.manifest import Side, TeacherSide
+from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.bridge.config import BridgeTeacher, DistillationContainer
 from nemo_xtoken.integrations.bridge.limits import refuse_teacher
 from nemo_xtoken.integrations.bridge.models import adapt, provider_from
 from nemo_xtoken.integrations.megatron.head_tap import tap_head
 from nemo_xtoken.integrations.megatron.layout import Layout
+from nemo_xtoken.integrations.megatron.learnt_projection import LearntProjection
 from nemo_xtoken.integrations.megatron.projection_file import projection_file
 from nemo_xtoken.integrations.megatron.teacher import ColocatedTeacher
 from nemo_xtoken.projection import ProjectionMatrix
 
 
-def build_teacher(
+def build_teachers(
+    config: DistillationContainer, layout: Layout, student_head: torch.Tensor | None
+) -> tuple[ColocatedTeacher, ...]:
+    """The teachers where this rank has the student's head, else none. Every rank must call it."""
+    student = config.dataset.manifest().student
+    built = [
+        _build_teacher(config, teacher, student, side, layout, student_head)
+        for teacher, side in zip(config.teachers, config.dataset.sides(), strict=True)
+    ]
+    return tuple(teacher for teacher in built if teacher is not None)
+
+
+def _build_teacher(
     config: DistillationContainer,
     teacher: BridgeTeacher,
-    manifest: Manifest,
+    student: Side,
+    side: TeacherSide,
     layout: Layout,
     student_head: torch.Tensor | None,
 ) -> ColocatedTeacher | None:
-    """The teacher where this rank has the student's head, else None. Every rank must call it."""
-    assert manifest.teacher is not None
-    model = build_model(config, teacher, layout)
+    model = build_model(config, teacher, layout, config.dataset.data.teacher_length(side.name))
     folder = Path(config.checkpoint.save or ".")
     folder.mkdir(parents=True, exist_ok=True)
-    projection = projection_file(teacher.projection, folder, manifest.student, manifest.teacher)
+    projection = projection_file(teacher.projection, folder, student, side)
     matrix = ProjectionMatrix.load(projection)
-    matrix.check_pair(manifest.student.fingerprint, manifest.teacher.fingerprint)
+    matrix.check_pair(student.fingerprint, side.fingerprint)
+    if teacher.learn_projection and config.checkpoint.save is not None:
+        _keep(projection, initial_projection_path(folder, teacher.name))
     if student_head is None:
         return None
-    return ColocatedTeacher(teacher, model, matrix, student_head, layout)
+    learnt = LearntProjection(teacher, matrix, student_head, layout) if teacher.learn_projection else None
+    return ColocatedTeacher(teacher, model, matrix, student_head, layout, learnt)
 
 
-def build_model(config: DistillationContainer, teacher: BridgeTeacher, layout: Layout) -> GPTModel:
+def initial_projection_path(folder: Path, teacher: str) -> Path:
+    """The file of what a W that is trained was before, beside the checkpoints."""
+    return folder / f"initial-projection-{teacher}.safetensors"
+
+
+def _keep(projection: Path, kept: Path) -> None:
+    """Copy it once. A checkpoint has the parameters of these entries alone: raises ConfigError for another file."""
+    if dist.get_rank() == 0 and not kept.exists():
+        shutil.copyfile(projection, kept.with_suffix(".tmp"))
+        kept.with_suffix(".tmp").replace(kept)
+    dist.barrier()
+    if kept.read_bytes() != projection.read_bytes():
+        raise ConfigError(
+            f"the run in {kept.parent} was started with another projection than {projection}, that of {kept}; "
+            "name that one or another checkpoint.save"
+        )
+
+
+def build_model(config: DistillationContainer, teacher: BridgeTeacher, layout: Layout, seq_length: int) -> GPTModel:
     """The teacher's model, frozen, in eval mode, with its head tapped. Every rank must call it.
 
     It is whole on every pipeline stage while its weights are read, since Bridge's conversion talks to all of them, and
@@ -61,7 +97,7 @@ def build_model(config: DistillationContainer, teacher: BridgeTeacher, layout: L
     provider.pipeline_model_parallel_size = 1
     provider.virtual_pipeline_model_parallel_size = None
     provider.pipeline_dtype = None
-    provider.seq_length = config.dataset.data.teacher_sequence_length
+    provider.seq_length = seq_length
     refuse_teacher(teacher.name, provider, student)
     adapt(provider, layout.device)
     provider.finalize()
