@@ -25,6 +25,10 @@ class DataError(XTokenError):
     """Text or prepared data is missing, empty, damaged, or does not belong to this run."""
 
 
+class LogitsError(XTokenError):
+    """Logits that a loss cannot be computed from: of a wrong shape, or not finite."""
+
+
 class CheckpointError(XTokenError):
     """A checkpoint is missing, incomplete or of another model."""
 

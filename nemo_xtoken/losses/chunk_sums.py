@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.config import LossMode
+from nemo_xtoken.losses.divergence import inner
 from nemo_xtoken.losses.vocabulary import Vocabulary
 
 UNCOMMON_MASS = ("student_uncommon_mass", "teacher_uncommon_mass")
@@ -47,7 +48,7 @@ def metrics_of(mode: LossMode) -> tuple[str, ...]:
 @torch.no_grad()
 def entropy(log_probs: Tensor) -> Tensor:
     """Partial sum over chunks of -p·log p: [c, local] -> scalar."""
-    return -(log_probs.exp() * log_probs).sum()
+    return -inner(log_probs.exp(), log_probs)
 
 
 @torch.no_grad()
@@ -64,8 +65,16 @@ def agreement(
 
     pairs  the local columns (student's, teacher's) that stand for the same token; None: both have the same columns
     """
-    teacher_best = vocabulary.maximum(teacher_log).unsqueeze(-1)
-    student_best = vocabulary.maximum(student_log).unsqueeze(-1)
+    teacher_best, student_best = vocabulary.maximum(teacher_log), vocabulary.maximum(student_log)
     if pairs is not None:
         student_log, teacher_log = student_log.index_select(1, pairs[0]), teacher_log.index_select(1, pairs[1])
-    return ((teacher_log >= teacher_best) & (student_log >= student_best)).any(-1).sum().to(teacher_log.dtype)
+    return pair_agreement(teacher_log, student_log, teacher_best, student_best)
+
+
+@torch.no_grad()
+def pair_agreement(
+    teacher_common: Tensor, student_common: Tensor, teacher_best: Tensor, student_best: Tensor
+) -> Tensor:
+    """The same from pairs of columns that are side by side, [c, pairs] twice, and each side's maxima, [c] twice."""
+    at_best = (teacher_common >= teacher_best.unsqueeze(-1)) & (student_common >= student_best.unsqueeze(-1))
+    return at_best.any(-1).sum().to(teacher_common.dtype)

@@ -5,16 +5,22 @@ All see the two chunk distributions over the full vocabularies, [c, V_S] and [c,
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from nemo_xtoken.config import LossConfig, LossMode, Merge
-from nemo_xtoken.losses.chunk_sums import ChunkSums, agreement, entropy, mass
-from nemo_xtoken.losses.divergence import divergence, divergence_on, probability_floor
+from nemo_xtoken.losses.blocks import ChunkBlock, one_to_one
+from nemo_xtoken.losses.blockwise import blockwise_sums
+from nemo_xtoken.losses.checks import check_finite, check_shapes
+from nemo_xtoken.losses.chunk_sums import ChunkSums, entropy, mass, pair_agreement
+from nemo_xtoken.losses.divergence import divergence_and_entropy, divergence_on, inner, probability_floor
 from nemo_xtoken.losses.filters import counted
 from nemo_xtoken.losses.merge import label_log_probability, observed_log_probability, representative_row, run_mean
-from nemo_xtoken.losses.partition import Partition, whole_partition
-from nemo_xtoken.losses.projected_kl import check_widths, chunk_terms
+from nemo_xtoken.losses.partition import Partition, take_apart, whole_partition
+from nemo_xtoken.losses.projected_kl import chunk_terms
 from nemo_xtoken.losses.vocabulary import Vocabulary, WholeVocabulary, log_softmax
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.types import ChunkRows, DistillBatch, LossTerms
@@ -51,54 +57,85 @@ def common_set_sums(
     student_log: Tensor, teacher_log: Tensor, partition: Partition, config: LossConfig, vocabulary: Vocabulary
 ) -> ChunkSums:
     """Partial sums of the mode's chunk losses, without the factor temperature²: [c, local] log-probabilities twice."""
-    loss = strict_top_k_sum if config.mode == "strict_top_k" else partition_sum
-    pairs = (partition.common_student, partition.common_teacher)
-    return ChunkSums(
-        loss=loss(student_log, teacher_log, partition, config, vocabulary),
-        teacher_entropy=entropy(teacher_log),
-        top_1_agreement=agreement(teacher_log, student_log.detach(), pairs, vocabulary),
-        uncommon_mass=None if config.mode == "uld" else _uncommon_mass(student_log, teacher_log, partition),
-    )
+    student = Parts(*take_apart(student_log, partition.common_student, partition.rest_student))
+    teacher = Parts(*take_apart(teacher_log, partition.common_teacher, partition.rest_teacher))
+    best = vocabulary.maximum(teacher_log), vocabulary.maximum(student_log)
+    top_1_agreement = pair_agreement(teacher.common, student.common, *best)
+    if config.mode == "strict_top_k":
+        threshold = vocabulary.kth_largest(teacher_log, config.strict_top_k)
+        loss = strict_top_k_sum(student.common, teacher.common, threshold, config, vocabulary)
+        return ChunkSums(loss, entropy(teacher_log), top_1_agreement, (mass(student.rest), mass(teacher.rest)))
+    loss, teacher_entropy, masses = partition_sums(student, teacher, partition.rest_length, config, vocabulary)
+    return ChunkSums(loss, teacher_entropy, top_1_agreement, None if config.mode == "uld" else masses)
 
 
-@torch.no_grad()
-def _uncommon_mass(student_log: Tensor, teacher_log: Tensor, partition: Partition) -> tuple[Tensor, Tensor]:
-    student_rest = student_log.index_select(1, partition.rest_student)
-    return mass(student_rest), mass(teacher_log.index_select(1, partition.rest_teacher))
+class Parts(NamedTuple):
+    """Log-probabilities of one side: common [c, pairs] in the order of the pairs, rest [c, other local columns]."""
+
+    common: Tensor
+    rest: Tensor
 
 
-def partition_sum(
-    student_log: Tensor, teacher_log: Tensor, partition: Partition, config: LossConfig, vocabulary: Vocabulary
-) -> Tensor:
-    """Partial sum over chunks of KL on the common pairs plus sorted L1 on the rest: [c, local] twice -> scalar.
+def partition_sums(
+    student: Parts, teacher: Parts, rest_length: int, config: LossConfig, vocabulary: Vocabulary
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Partial sums over chunks of KL on the common pairs plus sorted L1 on the rest, and of metrics: see `ChunkSums`.
 
-    The longer rest is cut to the shorter one and both to `sorted_cap`, largest probabilities first.
+    These are the teacher's entropy and both sides' mass on the rest, the student's first. The longer rest is cut to
+    the shorter one, `rest_length` over the whole vocabulary, and both to `sorted_cap`, largest probabilities first.
     """
-    shared = divergence(
-        teacher_log.index_select(1, partition.common_teacher),
-        student_log.index_select(1, partition.common_student),
-        config.direction,
-    )
-    length = min(partition.rest_length, config.sorted_cap)
-    student_rest = vocabulary.largest(student_log.index_select(1, partition.rest_student).exp(), length)
-    teacher_rest = vocabulary.largest(teacher_log.index_select(1, partition.rest_teacher).exp(), length)
-    return shared.sum() + (student_rest - teacher_rest).abs().sum()
+    shared, shared_entropy = divergence_and_entropy(teacher.common, student.common, config.direction)
+    length = min(rest_length, config.sorted_cap)
+    student_rest, teacher_rest = student.rest.exp(), teacher.rest.exp()
+    largest = vocabulary.largest(student_rest, length), vocabulary.largest(teacher_rest, length)
+    rest = torch.nn.functional.l1_loss(*largest, reduction="sum")
+    masses = student_rest.detach().sum(), teacher_rest.detach().sum()
+    return shared + rest, shared_entropy - inner(teacher_rest, teacher.rest).detach(), masses
 
 
 def strict_top_k_sum(
-    student_log: Tensor, teacher_log: Tensor, partition: Partition, config: LossConfig, vocabulary: Vocabulary
+    student_common: Tensor, teacher_common: Tensor, threshold: Tensor, config: LossConfig, vocabulary: Vocabulary
 ) -> Tensor:
-    """Partial sum over chunks of KL on the common pairs among the teacher's `strict_top_k` tokens of the chunk.
+    """Partial sum over chunks of KL on the common pairs whose teacher's log-probability reaches the threshold [c].
 
-    Both sides are renormalised on these pairs; a chunk without one has no loss. [c, local] twice -> scalar.
+    Both sides are renormalised on these pairs; a chunk without one has no loss. [c, pairs] twice -> scalar.
     """
-    threshold = vocabulary.kth_largest(teacher_log, config.strict_top_k).unsqueeze(-1)
-    teacher = teacher_log.index_select(1, partition.common_teacher)
-    student = student_log.index_select(1, partition.common_student).exp()
-    kept = teacher >= threshold
-    some = vocabulary.complete(kept.sum(-1).to(teacher.dtype)) > 0
-    values = divergence_on(kept, teacher, student, vocabulary, config.direction)
+    kept = teacher_common >= threshold.unsqueeze(-1)
+    some = vocabulary.complete(kept.sum(-1).to(teacher_common.dtype)) > 0
+    values = divergence_on(kept, teacher_common, student_common.exp(), vocabulary, config.direction)
     return torch.where(some, values, torch.zeros_like(values)).sum()
+
+
+@dataclass(frozen=True)
+class PartitionComparison:
+    """Chunks on the two whole vocabularies, in parts. See `losses.blockwise.Comparison`.
+
+    student_labels, teacher_labels  of all rows
+    merge    how the rows of a chunk become its distribution; None where each chunk has one row a side
+    """
+
+    chunks: ChunkRows
+    student_labels: Tensor
+    teacher_labels: Tensor
+    partition: Partition
+    config: LossConfig
+    merge: Merge | None
+    student_columns: Tensor | None = None
+    teacher_columns: Tensor | None = None
+
+    def sums(
+        self, student_logits: Tensor, teacher_logits: Tensor, block: ChunkBlock, weights: Tensor | None
+    ) -> ChunkSums:
+        """The softmaxes are over the whole vocabularies; a partition has no weights."""
+        whole, chunks = WholeVocabulary(), block.chunks
+        student = log_softmax(student_logits, whole, self.config.temperature)
+        teacher = log_softmax(teacher_logits, whole, self.config.temperature)
+        if self.merge is not None:
+            student_labels = self.student_labels[block.student_rows]
+            teacher_labels = self.teacher_labels[block.teacher_rows]
+            student = merged_student_log(student, student_labels, chunks, self.merge, whole)
+            teacher = merged_teacher_log(teacher, teacher_labels, chunks, self.merge, whole)
+        return common_set_sums(student, teacher, self.partition, self.config, whole)
 
 
 def _loss(
@@ -109,20 +146,22 @@ def _loss(
     matrix: ProjectionMatrix,
     config: LossConfig,
 ) -> LossTerms:
-    check_widths(student_logits, teacher_logits, matrix)
+    check_shapes(student_logits, teacher_logits, batch, matrix)
     config = config.with_mode(mode)
-    chunks, whole = counted(batch.chunks, config), WholeVocabulary()
-    student_log = log_softmax(student_logits[:, : matrix.student_vocab_size], whole, config.temperature)
-    teacher_log = log_softmax(teacher_logits[:, : matrix.teacher_vocab_size], whole, config.temperature)
-    student_labels, teacher_labels = batch.student_labels.flatten(), batch.teacher_labels.flatten()
-    partition = whole_partition(matrix, config, student_logits.device)
-    sums = common_set_sums(
-        merged_student_log(student_log, student_labels, chunks, config.merge, whole),
-        merged_teacher_log(teacher_log, teacher_labels, chunks, config.merge, whole),
-        partition,
-        config,
-        whole,
+    chunks = counted(batch.chunks, config)
+    single, others = one_to_one(chunks)
+    comparison = PartitionComparison(
+        chunks=single,
+        student_labels=batch.student_labels.flatten(),
+        teacher_labels=batch.teacher_labels.flatten(),
+        partition=whole_partition(matrix, config, student_logits.device),
+        config=config,
+        merge=None,
     )
+    comparisons = (comparison, replace(comparison, chunks=others, merge=config.merge))
+    sizes = (matrix.student_vocab_size, matrix.teacher_vocab_size)
+    sums = blockwise_sums(student_logits, teacher_logits, comparisons, sizes, config.block_rows)
+    check_finite(sums.loss, student_logits, teacher_logits)
     return chunk_terms(sums, chunks, config)
 
 

@@ -14,6 +14,11 @@ def probability_floor(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).tiny
 
 
+def inner(x: Tensor, y: Tensor) -> Tensor:
+    """Sum of x·y over everything, without a temporary of their shape."""
+    return torch.dot(x.reshape(-1), y.reshape(-1))
+
+
 def divergence_terms(teacher_log: Tensor, student_log: Tensor, direction: Direction) -> Tensor:
     """The terms that KL sums over columns: forward T·(log T - log S), reverse S·(log S - log T); all [c, local]."""
     if direction == "forward":
@@ -34,9 +39,9 @@ def divergence_and_entropy(teacher_log: Tensor, student_log: Tensor, direction: 
     """
     with torch.no_grad():
         teacher = teacher_log.exp()
-        entropy = -(teacher * teacher_log).sum()
+        entropy = -inner(teacher, teacher_log)
     if direction == "forward":
-        return -(teacher * student_log).sum() - entropy, entropy
+        return -inner(teacher, student_log) - entropy, entropy
     return divergence(teacher_log, student_log, direction).sum(), entropy
 
 

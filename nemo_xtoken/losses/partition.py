@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,28 @@ def common_pairs(matrix: ProjectionMatrix, config: LossConfig) -> tuple[NDArray[
 
 def others(size: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """All ids below size that are not in ids, ascending."""
-    return np.setdiff1d(np.arange(size), ids, assume_unique=True)
+    kept = np.ones(size, np.bool_)
+    kept[ids] = False
+    return np.flatnonzero(kept)
+
+
+class _TakeApart(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
+        ctx.shape, ctx.columns = x.shape, columns
+        return tuple(x.index_select(1, part) for part in columns)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = grads[0].new_zeros(ctx.shape)
+        for part, grad in zip(ctx.columns, grads, strict=True):
+            gradient.index_copy_(1, part, grad)
+        return gradient, *(None for _ in ctx.columns)
+
+
+def take_apart(x: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
+    """x[:, part] for each part; the parts must not overlap. Differentiable, without the sums of index_select's."""
+    return _TakeApart.apply(x, *columns)  # pyright: ignore
 
 
 def whole_partition(matrix: ProjectionMatrix, config: LossConfig, device: torch.device) -> Partition:

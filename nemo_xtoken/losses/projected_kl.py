@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
 from nemo_xtoken.config import LossConfig, Merge
 from nemo_xtoken.errors import ConfigError
-from nemo_xtoken.losses.chunk_sums import ChunkSums, agreement
+from nemo_xtoken.losses.blocks import ChunkBlock, most_rows, one_to_one
+from nemo_xtoken.losses.blockwise import blockwise_sums
+from nemo_xtoken.losses.checks import check_finite, check_shapes
+from nemo_xtoken.losses.chunk_sums import ChunkSums, agreement, metrics_of
 from nemo_xtoken.losses.divergence import divergence_and_entropy, renormalised_logs
 from nemo_xtoken.losses.filters import counted
 from nemo_xtoken.losses.merge import representative_row, run_mean, run_rows
@@ -74,19 +79,6 @@ def top_columns(column_maximum: Tensor, top_k: int) -> Tensor:
     return (column_maximum >= threshold).nonzero().squeeze(-1)
 
 
-def check_widths(student_logits: Tensor, teacher_logits: Tensor, matrix: ProjectionMatrix) -> None:
-    """Raises ConfigError where a head is narrower than the vocabulary that W was built for."""
-    for side, width, needed in (
-        ("student", student_logits.shape[-1], matrix.student_vocab_size),
-        ("teacher", teacher_logits.shape[-1], matrix.teacher_vocab_size or int(matrix.indices.max(initial=-1)) + 1),
-    ):
-        if width < needed:
-            raise ConfigError(
-                f"W was built for {needed} {side} ids but the {side}'s logits have {width} columns: "
-                "use the projection of this pair, or raise the model's vocab_size"
-            )
-
-
 def check_same_tokenizer(matrix: ProjectionMatrix) -> None:
     """Raises ConfigError unless every token that W maps at all stands for the same id on the other side."""
     filled = ~matrix.empty_rows
@@ -103,9 +95,55 @@ def chunk_terms(sums: ChunkSums, chunks: ChunkRows, config: LossConfig) -> LossT
         denominator,
         {
             "kd": Sum(numerator.detach(), denominator),
-            **{name: Sum(value, denominator) for name, value in sums.metrics().items()},
+            **{name: Sum(sums.metrics()[name], denominator) for name in metrics_of(config.mode)},
         },
     )
+
+
+@dataclass(frozen=True)
+class ProjectedComparison:
+    """P-KL of chunks on the teacher's columns of a projection. See `losses.blockwise.Comparison`."""
+
+    chunks: ChunkRows
+    student_columns: Tensor | None
+    projection: SparseProjection
+    config: LossConfig
+
+    @property
+    def teacher_columns(self) -> Tensor:
+        """Those of the projection."""
+        return self.projection.teacher_columns
+
+    def sums(
+        self, student_logits: Tensor, teacher_logits: Tensor, block: ChunkBlock, weights: Tensor | None
+    ) -> ChunkSums:
+        """The softmax is over the columns given: all of them, or those that W ties to the teacher's."""
+        projection = self.projection if weights is None else replace(self.projection, weights=weights)
+        whole = WholeVocabulary()
+        log_probs = log_softmax(student_logits, whole, self.config.temperature)
+        return projected_kl_sums(log_probs, teacher_logits, block.chunks, projection, None, self.config, whole)
+
+
+def projected_comparisons(
+    chunks: ChunkRows, projection: SparseProjection, config: LossConfig
+) -> tuple[ProjectedComparison, ...]:
+    """P-KL of chunks, apart where the student's softmax matters from where renormalisation cancels it.
+
+    It cancels where the chunk's distribution is that of one row. There only the student's tokens that a projection on
+    few columns ties to these are looked at, and all others have no gradient.
+    """
+    single, others = one_to_one(chunks) if config.merge == "mean" else (chunks, None)
+    columns, tied = (None, projection) if config.teacher_top_k is None else projection.tied()
+    comparison = ProjectedComparison(single, columns, tied, replace(config, merge="first") if others else config)
+    return (comparison,) if others is None else (comparison, ProjectedComparison(others, None, projection, config))
+
+
+def column_maximum(logits: Tensor, rows: Tensor) -> Tensor:
+    """Largest logit of each column in the given rows, -inf without any: [rows, V] -> [V]."""
+    maximum, step = logits.new_full(logits.shape[1:], -torch.inf), most_rows(logits.shape[1], logits.device)
+    for start in range(0, len(rows), step):
+        maximum = torch.maximum(maximum, logits.index_select(0, rows[start : start + step]).amax(0))
+    return maximum
 
 
 def projected_kl(
@@ -126,17 +164,25 @@ def projected_kl(
     weights         learnable W: [V_S, K] in the place of W's own, differentiable; empty entries stay empty
     Returns LossTerms with the number of valid chunks as denominator.
     """
-    check_widths(student_logits, teacher_logits, matrix)
+    check_shapes(student_logits, teacher_logits, batch, matrix)
     if config.mode == "same_tokenizer":
         check_same_tokenizer(matrix)
-    chunks, whole = counted(batch.chunks, config), WholeVocabulary()
+    else:
+        config = config.with_mode("p_kl")
+    chunks = counted(batch.chunks, config)
     projection = SparseProjection.from_matrix(matrix, student_logits.device, weights)
-    reached = teacher_logits.index_select(1, projection.teacher_columns)
-    columns = None
     if config.teacher_top_k is not None and len(chunks.mask):
         rows, _ = run_rows(chunks.teacher_start, chunks.teacher_end)
-        columns = top_columns(reached.index_select(0, rows).amax(0), config.teacher_top_k)
-        reached = reached.index_select(1, columns)
-    log_probs = log_softmax(student_logits[:, : matrix.student_vocab_size], whole, config.temperature)
-    sums = projected_kl_sums(log_probs, reached, chunks, projection, columns, config, whole)
+        maximum = column_maximum(teacher_logits, rows).index_select(0, projection.teacher_columns)
+        check_finite(maximum.double().sum(), student_logits, teacher_logits)
+        projection = projection.on(top_columns(maximum, config.teacher_top_k))
+    sums = blockwise_sums(
+        student_logits,
+        teacher_logits,
+        projected_comparisons(chunks, projection, config),
+        (matrix.student_vocab_size, matrix.teacher_vocab_size),
+        config.block_rows,
+        None if weights is None else projection.weights,
+    )
+    check_finite(sums.loss, student_logits, teacher_logits)
     return chunk_terms(sums, chunks, config)

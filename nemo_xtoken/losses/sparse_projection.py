@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -46,15 +46,32 @@ class SparseProjection:
     ) -> SparseProjection:
         """The same W from its padded rows; weights [V_S, K], which may need a gradient, in the place of its own."""
         rows, slots = np.nonzero(matrix.indices >= 0)
-        reached, columns = np.unique(matrix.indices[rows, slots], return_inverse=True)
+        ids = matrix.indices[rows, slots]
+        reached = np.zeros(matrix.teacher_vocab_size, np.bool_)
+        reached[ids] = True
+        columns = (np.cumsum(reached) - 1)[ids]
         if weights is None:
             weights = torch.as_tensor(matrix.weights, device=device)
         return cls(
-            teacher_columns=torch.as_tensor(reached.astype(np.int64), device=device),
+            teacher_columns=torch.as_tensor(np.flatnonzero(reached), device=device),
             rows=torch.as_tensor(rows, device=device),
-            columns=torch.as_tensor(columns.reshape(-1), device=device),
+            columns=torch.as_tensor(columns, device=device),
             weights=weights[rows, slots],
         )
+
+    def on(self, columns: Tensor) -> SparseProjection:
+        """W on some of its teacher columns: columns [selected] int64, ascending indices into teacher_columns."""
+        place = torch.full_like(self.teacher_columns, -1)
+        place[columns] = torch.arange(len(columns), device=columns.device)
+        kept = (place[self.columns] >= 0).nonzero().squeeze(-1)
+        return SparseProjection(
+            self.teacher_columns[columns], self.rows[kept], place[self.columns[kept]], self.weights[kept]
+        )
+
+    def tied(self) -> tuple[Tensor, SparseProjection]:
+        """The student ids with an entry, [tied] ascending, and W on them alone: its `project` is [c, tied] -> ..."""
+        present = torch.bincount(self.rows) > 0
+        return present.nonzero().squeeze(-1), replace(self, rows=(present.cumsum(0) - 1)[self.rows])
 
     def project(self, student: Tensor) -> Tensor:
         """q = W^T p: [c, V_S] -> [c, reached]; rows of W sum to 1, so mass is kept but for empty rows of W."""

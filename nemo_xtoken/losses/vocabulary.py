@@ -82,5 +82,7 @@ def log_sum_exp(x: Tensor, vocabulary: Vocabulary) -> Tensor:
 
 def log_softmax(logits: Tensor, vocabulary: Vocabulary, temperature: float = 1.0) -> Tensor:
     """Log-probabilities of the local columns, normalised over the whole vocabulary: [rows, local] -> [rows, local]."""
-    scaled = logits / temperature
+    scaled = logits if temperature == 1 else logits / temperature
+    if isinstance(vocabulary, WholeVocabulary):
+        return scaled.log_softmax(-1)
     return scaled - log_sum_exp(scaled, vocabulary).unsqueeze(-1)
