@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nemo_xtoken.losses.blocks import ChunkBlock, chunk_blocks
 from nemo_xtoken.losses.chunk_sums import METRICS, ChunkSums
@@ -53,15 +52,22 @@ def blockwise_sums(
 ) -> ChunkSums:
     """Sums over the chunks of all comparisons, each block's gradient formed in the forward and its logits dropped.
 
-    METRICS that the mode lacks are 0. Holds one block and the gradient. Differentiable once, in student_logits [rows, V_S] and in weights, which every
-    comparison is given; the teacher's logits [teacher rows, V_T] are constants. Columns from vocab_sizes on, the
-    student's and the teacher's, are padding. Sums are in float32, float64 for float64 logits.
+    Holds one block and the gradient. METRICS that the mode lacks are 0. Differentiable in student_logits [rows, V_S]
+    and in weights, which every comparison is given, once: create_graph raises RuntimeError. The teacher's logits [teacher
+    rows, V_T] are constants. Columns from vocab_sizes on, the student's and the teacher's, are padding. Sums are in
+    float32, float64 for float64.
     """
     plan = _Plan(tuple(comparisons), vocab_sizes[0], block_rows)
     teacher_logits = teacher_logits[:, : vocab_sizes[1]].detach()
-    loss, metrics = _Blockwise.apply(student_logits, teacher_logits, weights, plan)  # pyright: ignore
+    loss, metrics = _applied(student_logits, teacher_logits, weights, plan)
     entropy, agreement, *masses = metrics.unbind()
     return ChunkSums(loss, entropy, agreement, (masses[0], masses[1]))
+
+
+def _applied(
+    student_logits: Tensor, teacher_logits: Tensor, weights: Tensor | None, plan: _Plan
+) -> tuple[Tensor, Tensor]:
+    return cast("tuple[Tensor, Tensor]", _Blockwise.apply(student_logits, teacher_logits, weights, plan))  # pyright: ignore
 
 
 @dataclass(frozen=True)
@@ -86,10 +92,9 @@ class _Blockwise(torch.autograd.Function):
         return loss, metrics
 
     @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph: elsewhere in a sum, a constant gradient would go unnoticed
+            raise RuntimeError("a loss on given logits can't differentiate twice: leave out create_graph=True")
         # The gradient is as large as the logits, so it is scaled in place and given away; under retain_graph another
         # backward forms it again. Without, saved_tensors raises torch's own error.
         student_logits, teacher_logits, weights = ctx.saved_tensors

@@ -35,7 +35,8 @@ def check_shapes(student_logits: Tensor, teacher_logits: Tensor, batch: DistillB
 def check_finite(result: Tensor, student_logits: Tensor, teacher_logits: Tensor) -> None:
     """Raises LogitsError where a result is not finite, naming the first row to blame; the logits are read only then.
 
-    Logits without a part in the loss are not looked at.
+    Logits without a part in the loss are not looked at, and a student's -inf is an error only where it makes the loss
+    infinite: elsewhere it is a probability of 0.
     """
     if bool(result.isfinite()):
         return

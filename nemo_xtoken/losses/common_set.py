@@ -161,7 +161,7 @@ def _loss(
     comparisons = (comparison, replace(comparison, chunks=others, merge=config.merge))
     sizes = (matrix.student_vocab_size, matrix.teacher_vocab_size)
     sums = blockwise_sums(student_logits, teacher_logits, comparisons, sizes, config.block_rows)
-    check_finite(sums.loss, student_logits, teacher_logits)
+    check_finite(sums.loss.detach() + sums.teacher_entropy, student_logits, teacher_logits)
     return chunk_terms(sums, chunks, config)
 
 

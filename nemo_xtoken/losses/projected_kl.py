@@ -184,5 +184,5 @@ def projected_kl(
         config.block_rows,
         None if weights is None else projection.weights,
     )
-    check_finite(sums.loss, student_logits, teacher_logits)
+    check_finite(sums.loss.detach() + sums.teacher_entropy, student_logits, teacher_logits)
     return chunk_terms(sums, chunks, config)

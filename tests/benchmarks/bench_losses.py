@@ -1,9 +1,12 @@
-"""CPU-seconds and memory of the loss from hidden states, beside plain cross-entropy of the same head, in one run.
+"""The loss's cost: CPU-seconds beside a floor of the same run, peak memory, and growth with rows and tp.
 
-    python -m tests.benchmarks.bench_losses [--rows 256] [--hidden 2048 2560] [--repeats 3] [--json]
+    python -m tests.benchmarks.bench_losses [--part logits hidden small_heads rows tp] [--repeats 3] [--json]
 
-The vocabularies and W are cl100k's and Qwen's. Every row is in a chunk of one token on either side. `floor` is what no
-loss can do without: plain cross-entropy of the student's head, forward and backward, and the teacher head's product.
+Llama-3.1 student, Qwen3 teacher: their W, 128,256 and 151,936 columns, float32, one thread, every row a chunk of one
+token on either side. Each part is measured in a process of its own, each peak in one more. Floors:
+  logits  both log-sum-exps, the teacher's column maxima, one dense gradient written
+  hidden  cross-entropy of the student's head, forward and backward, and the teacher head's product
+Medians of CPU-seconds over the repeats, after a warm-up.
 """
 
 from __future__ import annotations
@@ -20,32 +23,55 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from nemo_xtoken import projection, tokenizers
+from nemo_xtoken import losses, projection, tokenizers
 from nemo_xtoken.config import LossConfig
-from nemo_xtoken.parallel import cut_head, distillation_loss, shard_pair
+from nemo_xtoken.parallel import cut_head, distillation_loss, shard_pair, shard_projection
 from nemo_xtoken.projection import ProjectionMatrix
 from nemo_xtoken.types import ChunkRows, DistillBatch
+from tests.distributed.ranks import run_ranks
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TOKENIZERS = CHECKOUT / ".cache" / "tokenizers"
-CONFIGS = {
-    "p_kl, all columns": LossConfig(),
-    "p_kl, top 8192": LossConfig(teacher_top_k=8192),
-    "h_kl": LossConfig(mode="h_kl"),
-    "gold": LossConfig(mode="gold"),
+TEACHER_COLUMNS = 151936
+LOGITS_ROWS, HIDDEN_ROWS = 512, 256
+GROWTH_ROWS = (512, 2048, 8192)
+TP_SIZES = (1, 2, 4, 8)
+TOP_K = LossConfig(teacher_top_k=8192)
+LOGITS_LOSSES: dict[str, tuple[Any, LossConfig]] = {
+    "p_kl, top 8192": (losses.projected_kl, TOP_K),
+    "p_kl, all columns": (losses.projected_kl, LossConfig()),
+    "h_kl": (losses.hybrid_kl, LossConfig()),
+    "gold": (losses.gold, LossConfig()),
+    "uld": (losses.uld, LossConfig()),
 }
+HIDDEN_CONFIGS = {"p_kl, all columns": LossConfig(), "p_kl, top 8192": TOP_K, "h_kl": LossConfig(mode="h_kl")}
+HEADLINES = {
+    "p_kl_over_floor": ("logits", "p_kl, top 8192", "over_floor"),
+    "h_kl_over_floor": ("logits", "h_kl", "over_floor"),
+    "full_over_ce": ("hidden", "p_kl, all columns", "over_floor"),
+    "top_k_over_ce": ("hidden", "p_kl, top 8192", "over_floor"),
+    "values_per_row_tp8": ("tp", "tp 8", "values_per_row"),
+}
+PEAKS = {
+    "logits_memory_mib": ("logits", ("p_kl, top 8192", "h_kl", "gold")),
+    "hidden_memory_mib": ("hidden", ("p_kl, all columns", "p_kl, top 8192")),
+}
+Row = dict[str, float]
+Part = dict[str, Row]
+Run = Callable[[], object]
 
 
 def real_matrix() -> ProjectionMatrix:
-    """W of cl100k and Qwen."""
-    command = [sys.executable, str(CHECKOUT / "examples" / "fetch_tokenizers.py"), str(TOKENIZERS)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    student = tokenizers.load(f"{TOKENIZERS}/cl100k_base.tiktoken?pattern=cl100k")
+    """W of Llama-3.1 and Qwen3, from the fetched tokenizers."""
+    for script in ("examples/fetch_tokenizers.py", "tests/fetch_test_tokenizers.py"):
+        subprocess.run([sys.executable, script, str(TOKENIZERS)], cwd=CHECKOUT, check=True, stdout=subprocess.DEVNULL)
+    student = tokenizers.load(f"{TOKENIZERS}/llama3.model?pattern=llama3")
     return projection.build(student, tokenizers.load(f"{TOKENIZERS}/qwen.tiktoken?pattern=qwen"))
 
 
@@ -67,8 +93,39 @@ def one_to_one_batch(rows: int, vocab: int) -> DistillBatch:
     )
 
 
-class Shapes:
-    """Hidden states and heads of one setting, made once."""
+class Logits:
+    """Logits of both sides, made once."""
+
+    def __init__(self, matrix: ProjectionMatrix, rows: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.matrix, self.batch = matrix, one_to_one_batch(rows, matrix.student_vocab_size)
+        self.student = torch.randn(rows, matrix.student_vocab_size, generator=generator).requires_grad_()
+        self.teacher = torch.randn(rows, TEACHER_COLUMNS, generator=generator)
+
+    @property
+    def gradient_mib(self) -> float:
+        return self.student.numel() * 4 / 2**20
+
+    def floor(self) -> None:
+        """What a loss on logits can't do without."""
+        student = self.student.detach()
+        _ = student.logsumexp(-1)
+        _ = self.teacher.logsumexp(-1)
+        _ = self.teacher.amax(0)
+        _ = torch.zeros_like(student)
+
+    def loss(self, function: Any, config: LossConfig) -> Run:
+        """Forward and backward."""
+
+        def run() -> None:
+            self.student.grad = None
+            function(self.student, self.teacher, self.batch, self.matrix, config).numerator.backward()
+
+        return run
+
+
+class Hidden:
+    """Hidden states and heads, made once."""
 
     def __init__(self, matrix: ProjectionMatrix, rows: int, student_hidden: int, teacher_hidden: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -80,40 +137,35 @@ class Shapes:
         self.student_hidden = normal(rows, student_hidden).requires_grad_()
         self.student_head = normal(matrix.student_vocab_size, student_hidden).requires_grad_()
         self.teacher_hidden = normal(rows, teacher_hidden)
-        self.teacher_head = normal(matrix.teacher_vocab_size, teacher_hidden)
+        self.teacher_head = normal(TEACHER_COLUMNS, teacher_hidden)
 
-    def plain_cross_entropy(self) -> None:
-        """Forward and backward on full logits."""
+    @property
+    def gradient_mib(self) -> float:
+        return (self.student_hidden.numel() + self.student_head.numel()) * 4 / 2**20
+
+    def floor(self) -> None:
+        """Cross-entropy on full logits, forward and backward, and the teacher's logits."""
         logits = self.student_hidden @ self.student_head.t()
         loss = torch.nn.functional.cross_entropy(logits, self.batch.student_labels.flatten(), reduction="sum")
         torch.autograd.grad(loss, (self.student_hidden, self.student_head))
-
-    def teacher_product(self) -> None:
-        """The teacher's logits."""
         _ = self.teacher_hidden @ self.teacher_head.t()
 
-    def distillation(self, config: LossConfig) -> Callable[[], None]:
-        """Forward and backward of the loss with W and the head cut beforehand, as in training."""
+    def loss(self, config: LossConfig) -> Run:
+        """Forward and backward with W and the head cut beforehand, as in training."""
         pair = shard_pair(self.matrix, config, self.student_head)
         head = cut_head(self.teacher_head, pair)
 
         def run() -> None:
             terms = distillation_loss(
-                self.student_hidden,
-                self.student_head,
-                self.teacher_hidden,
-                head,
-                self.batch,
-                pair,
-                config,
+                self.student_hidden, self.student_head, self.teacher_hidden, head, self.batch, pair, config,
                 ce_scale=1.0,
-            )
+            )  # fmt: skip
             torch.autograd.grad(terms.numerator, (self.student_hidden, self.student_head))
 
         return run
 
 
-def cpu_seconds(function: Callable[[], None], repeats: int) -> float:
+def cpu_seconds(function: Run, repeats: int) -> float:
     """Median over `repeats` after one warm-up."""
     times: list[float] = []
     for _ in range(repeats + 1):
@@ -123,55 +175,141 @@ def cpu_seconds(function: Callable[[], None], repeats: int) -> float:
     return statistics.median(times[1:])
 
 
-def peak_mib(function: Callable[[], None]) -> float:
-    """Growth of the resident set's peak in a forked process that calls the function once."""
+def forked(function: Callable[[], Any]) -> Any:
+    """The function's result from a process of its own."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(function()))
+    process.start()
+    sender.close()
+    result = receiver.recv()
+    process.join()
+    return result
 
-    def child() -> None:
+
+def peak_mib(function: Run) -> float:
+    """Growth of the resident set's peak in a forked process that calls the function once."""
+
+    def growth() -> float:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         function()
-        sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
-    process = context.Process(target=child)
-    process.start()
-    growth = receiver.recv()
-    process.join()
-    return growth
+    return forked(growth)
 
 
-def measure(shapes: Shapes, repeats: int) -> dict[str, dict[str, float]]:
-    """CPU-seconds, ratio to the floor and peak MiB of everything."""
-    floor = cpu_seconds(shapes.plain_cross_entropy, repeats) + cpu_seconds(shapes.teacher_product, repeats)
-    gradients = (shapes.student_hidden.numel() + shapes.student_head.numel()) * 4 / 2**20
-    results = {"floor": {"cpu_seconds": floor, "over_floor": 1.0, "mib_above_gradients": float("nan")}}
-    for name, config in CONFIGS.items():
-        run = shapes.distillation(config)
+def measured(floor: Run, runs: dict[str, Run], gradient_mib: float, repeats: int) -> Part:
+    """CPU-seconds, ratio to the floor and peak MiB above the gradients of everything."""
+    peaks = {name: peak_mib(run) - gradient_mib for name, run in runs.items()}  # first: a timed run leaves a gradient
+    floor_seconds = cpu_seconds(floor, repeats)
+    part: Part = {"floor": {"cpu_seconds": floor_seconds, "over_floor": 1.0}}
+    for name, run in runs.items():
         seconds = cpu_seconds(run, repeats)
-        results[name] = {
-            "cpu_seconds": seconds,
-            "over_floor": seconds / floor,
-            "mib_above_gradients": peak_mib(run) - gradients,
+        row = {"cpu_seconds": seconds, "over_floor": seconds / floor_seconds, "mib_above_gradients": peaks[name]}
+        part[name] = row
+    return part
+
+
+def measure_logits(matrix: ProjectionMatrix, repeats: int) -> Part:
+    logits = Logits(matrix, LOGITS_ROWS)
+    runs = {name: logits.loss(*loss) for name, loss in LOGITS_LOSSES.items()}
+    return measured(logits.floor, runs, logits.gradient_mib, repeats)
+
+
+def measure_hidden(matrix: ProjectionMatrix, repeats: int, sizes: tuple[int, int] = (2048, 2560)) -> Part:
+    hidden = Hidden(matrix, HIDDEN_ROWS, *sizes)
+    runs = {name: hidden.loss(config) for name, config in HIDDEN_CONFIGS.items()}
+    return measured(hidden.floor, runs, hidden.gradient_mib, repeats)
+
+
+def measure_small_heads(matrix: ProjectionMatrix, repeats: int) -> Part:
+    return measure_hidden(matrix, repeats, (128, 128))
+
+
+def measure_rows(matrix: ProjectionMatrix, repeats: int) -> Part:
+    """Milliseconds a row from hidden states of 128, and peak memory, as rows grow."""
+    part: Part = {}
+    for rows in GROWTH_ROWS:
+        hidden = Hidden(matrix, rows, 128, 128)
+        run = hidden.loss(LossConfig())
+        memory = peak_mib(run) - hidden.gradient_mib
+        seconds = cpu_seconds(run, 1 if rows > GROWTH_ROWS[0] else repeats)
+        row = {"cpu_seconds": seconds, "ms_per_row": 1e3 * seconds / rows, "mib_above_gradients": memory}
+        part[f"{rows} rows"] = row
+    return part
+
+
+def measure_tp(matrix: ProjectionMatrix, repeats: int) -> Part:
+    """The busiest rank's CPU-seconds from hidden states of 128, and the values that it sends a row, forward alone."""
+    hidden = Hidden(matrix, HIDDEN_ROWS, 128, 128)
+    part: Part = {}
+    for tp_size in TP_SIZES:
+        ranks = run_ranks(tp_size, tp_rank, hidden, tp_size, repeats, timeout=300)
+        part[f"tp {tp_size}"] = {
+            "cpu_seconds": max(seconds for seconds, _ in ranks),
+            "values_per_row": float(max(values for _, values in ranks)),
         }
-    return results
+    return part
+
+
+def tp_rank(hidden: Hidden, tp_size: int, repeats: int) -> tuple[float, int]:
+    """One rank's CPU-seconds, and the values of W^T p that it sends or receives for a row."""
+    group, rank = torch.distributed.group.WORLD, torch.distributed.get_rank()
+    head = hidden.student_head.detach().tensor_split(tp_size)[rank].clone().requires_grad_()
+    pair = shard_projection(hidden.matrix, head, group)
+    teacher_head = hidden.teacher_head.index_select(0, pair.teacher_rows)
+
+    def run() -> None:
+        terms = distillation_loss(
+            hidden.student_hidden, head, hidden.teacher_hidden, teacher_head, hidden.batch, pair, LossConfig(), group,
+            ce_scale=1.0,
+        )  # fmt: skip
+        torch.autograd.grad(terms.numerator, (hidden.student_hidden, head))
+
+    return cpu_seconds(run, repeats), max(int(np.sum(pair.send)), int(np.sum(pair.receive)))
+
+
+PARTS: dict[str, Callable[[ProjectionMatrix, int], Part]] = {
+    "logits": measure_logits,
+    "hidden": measure_hidden,
+    "small_heads": measure_small_heads,
+    "rows": measure_rows,
+    "tp": measure_tp,
+}
+
+
+def summary(parts: dict[str, Part]) -> dict[str, Any]:
+    """The numbers to hold the loss to, of the parts that were measured, and all else under "parts"."""
+    found = {name: parts[part][row][key] for name, (part, row, key) in HEADLINES.items() if part in parts}
+    for name, (part, rows) in PEAKS.items():
+        if part in parts:
+            found[name] = max(parts[part][row]["mib_above_gradients"] for row in rows)
+    return {**found, "parts": parts}
+
+
+def show(parts: dict[str, Part]) -> None:
+    """A table of each part."""
+    for name, part in parts.items():
+        keys = list(dict.fromkeys(key for row in part.values() for key in row))
+        table = Table("", *(key.replace("_", " ") for key in keys), title=name.replace("_", " "))
+        for label, row in part.items():
+            table.add_row(label, *(f"{row[key]:.2f}" if key in row else "" for key in keys))
+        Console().print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--hidden", type=int, nargs=2, default=[2048, 2560], metavar=("STUDENT", "TEACHER"))
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments: Any = parser.parse_args()
     torch.set_num_threads(1)
-    results = measure(Shapes(real_matrix(), arguments.rows, *arguments.hidden), arguments.repeats)
+    matrix = real_matrix()
+    parts = {name: forked(lambda name=name: PARTS[name](matrix, arguments.repeats)) for name in arguments.part}
     if arguments.json:
-        print(json.dumps(results))
-        return
-    table = Table("loss", "CPU-s", "x floor", "MiB above gradients", title=f"{arguments.rows} rows")
-    for name, row in results.items():
-        table.add_row(name, *(f"{row[key]:.2f}" for key in ("cpu_seconds", "over_floor", "mib_above_gradients")))
-    Console().print(table)
+        print(json.dumps(summary(parts)))
+    else:
+        show(parts)
 
 
 if __name__ == "__main__":
