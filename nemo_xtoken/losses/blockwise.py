@@ -53,9 +53,9 @@ def blockwise_sums(
     """Sums over the chunks of all comparisons, each block's gradient formed in the forward and its logits dropped.
 
     Holds one block and the gradient. METRICS that the mode lacks are 0. Differentiable in student_logits [rows, V_S]
-    and in weights, which every comparison is given, once: create_graph raises RuntimeError. The teacher's logits [teacher
-    rows, V_T] are constants. Columns from vocab_sizes on, the student's and the teacher's, are padding. Sums are in
-    float32, float64 for float64.
+    and in weights, which every comparison is given, once: create_graph raises RuntimeError. The teacher's logits
+    [teacher rows, V_T] are constants. Columns from vocab_sizes on, the student's and the teacher's, are padding. Sums
+    are in float32, float64 for float64.
     """
     plan = _Plan(tuple(comparisons), vocab_sizes[0], block_rows)
     teacher_logits = teacher_logits[:, : vocab_sizes[1]].detach()
