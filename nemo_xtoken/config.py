@@ -94,6 +94,7 @@ class TeacherConfig:
     checkpoint  the run directory of the teacher's own training, or one checkpoint in it
     projection  the file of W for this pair of tokenizers; null builds it into the run's directory, once
     weight      alpha: L_KD is the sum of weight·L_KD of each teacher
+    cache       cached: the name of what was stored, DATA.teachers/NAME beside the data; null: the teacher's name
     prepared_as the name of its tokens in the prepared data; null: its own name, and where the run and the data have one
                 teacher each, that
     learn_projection  P-KL: W is trained too, from what the file has; each checkpoint has the file of what was learnt
@@ -107,12 +108,23 @@ class TeacherConfig:
     projection: str | None = None
     loss: LossConfig = field(default_factory=LossConfig)
     weight: float = 1.0
+    cache: str | None = None
     prepared_as: str | None = None
     learn_projection: bool = False
     projection_lr: float = 1e-2
 
     def __post_init__(self) -> None:
         check_teacher(self.name, self.weight, self.loss, self.learn_projection, self.projection_lr)
+        require(
+            self.cache is None or FILE_NAME.fullmatch(self.cache) is not None,
+            f"teacher {self.name!r}: cache is a name of letters, digits and . _ -, got {self.cache!r}; the cache lies "
+            "beside the data",
+        )
+
+    @property
+    def cache_name(self) -> str:
+        """The name of its cache beside the data."""
+        return self.cache or self.name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,10 @@ IGNORED_LABEL = -100
 """Label of a row that predicts nothing: padding, and the last row of a sequence."""
 
 
+PLACES_PER_PART = 1 << 40
+"""Places of one part of the data: token i of part p is at place p * PLACES_PER_PART + i."""
+
+
 def role_code(role: str) -> int:
     """A role's number in `Encoding.roles`: the same in every process and for every tokenizer; 0 is kept for text."""
     return zlib.crc32(role.encode()) or 1
@@ -100,6 +104,34 @@ class ChunkRows:
         return ChunkRows(**{f.name: getattr(self, f.name)[self.mask] for f in fields(self)})
 
 
+@dataclass(frozen=True)
+class SparseLogits:
+    """A teacher's answer as some of its probabilities.
+
+    ids         [rows, count] int64, real ids, -1 where a row has fewer
+    log_probs   [rows, count] float32, their natural logarithms
+    vocab_size  ids that there are; what a row's entries lack to 1 is spread evenly over the others
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    vocab_size: int
+
+    @classmethod
+    def empty(cls, rows: int, count: int, vocab_size: int) -> SparseLogits:
+        """Rows without an entry, on the CPU."""
+        return cls(torch.full((rows, count), -1), torch.zeros(rows, count), vocab_size)
+
+    def rows(self, rows: Tensor) -> SparseLogits:
+        """Some of the rows: [selected] int64."""
+        return replace(self, ids=self.ids.index_select(0, rows), log_probs=self.log_probs.index_select(0, rows))
+
+    def to(self, where: torch.device | str | torch.dtype) -> SparseLogits:
+        """The same on another device, or with log-probabilities of another precision."""
+        ids = self.ids if isinstance(where, torch.dtype) else self.ids.to(where)
+        return replace(self, ids=ids, log_probs=self.log_probs.to(where))
+
+
 @dataclass(frozen=True, kw_only=True)
 class DistillBatch:
     """One micro batch of aligned text, for the models and for the loss.
@@ -108,6 +140,9 @@ class DistillBatch:
     student_labels                         [b, s] int64, the next token, IGNORED_LABEL where there is none
     student_loss_mask                      [b, s] float32, weight of the row in cross-entropy (0 or 1)
     teacher_tokens, teacher_position_ids, teacher_labels   [b, t] int64
+    teacher_places                         [b, t] int64, where the token lies in the prepared data, -1 for padding: the
+                                           part (see PLACES_PER_PART; of a blend by its order, then validation data) and
+                                           its number among all teacher tokens of the part; None where nobody asks
     chunks                                 in rows of the flattened [b*s] and [b*t]
     further                                with several teachers: the same student sequences with each of the others
     A batch without a teacher has t = 0 and no chunks.
@@ -121,6 +156,7 @@ class DistillBatch:
     teacher_position_ids: Tensor
     teacher_labels: Tensor
     chunks: ChunkRows
+    teacher_places: Tensor | None = None
     further: tuple[DistillBatch, ...] = ()
 
     @property
@@ -138,7 +174,8 @@ class DistillBatch:
         return replace(first, further=tuple(further))
 
     def _side_on(self, device: torch.device | str, side: str) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name.startswith(side)}
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name.startswith(side)}
+        return {name: None if tensor is None else tensor.to(device) for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,12 @@ def collate(samples: Sequence[Sample]) -> DistillBatch:
     length = len(samples[0].student.tokens)
     of_teachers = list(zip(*(sample.teachers for sample in samples), strict=True)) or [[_NOTHING] * len(samples)]
     first, *further = (
-        DistillBatch(**student, **_stacked("teacher", sequences), chunks=_chunks(sequences, length))
+        DistillBatch(
+            **student,
+            **_stacked("teacher", sequences),
+            teacher_places=_places(sequences),
+            chunks=_chunks(sequences, length),
+        )
         for sequences in of_teachers
     )
     return replace(first, further=tuple(further))
@@ -34,6 +39,7 @@ _NOTHING = AlignedSequence(
     tokens=_NO_IDS,
     position_ids=_NO_IDS,
     labels=_NO_IDS,
+    places=_NO_IDS,
     chunk_rows=np.empty((0, 4), np.int64),
     chunk_mask=np.empty(0, np.bool_),
 )
@@ -45,6 +51,10 @@ def _stacked(side: str, sequences: Sequence[PackedSequence]) -> dict[str, Any]:
         f"{side}_{name}": torch.as_tensor(np.stack([getattr(sequence, name) for sequence in sequences]))
         for name in names
     }
+
+
+def _places(sequences: Sequence[AlignedSequence]) -> torch.Tensor:
+    return torch.as_tensor(np.stack([sequence.places for sequence in sequences]))
 
 
 def _chunks(sequences: Sequence[AlignedSequence], student_length: int) -> ChunkRows:

@@ -17,6 +17,7 @@ class PackedDataset:
 
     teacher_sequence_length  of every teacher of the data, or one for each, in their order: pieces fit into all of them
     teachers                 the numbers of the teachers whose sequences samples have, in this order; None: all
+    part                     the number of this data among all that a run reads, for the places of tokens
     pieces                   what the documents were cut into, with the count of chunks that fit no sequence
     So data of several teachers is packed alike for whichever of them a run has. Raises DataError where nothing fits.
     """
@@ -29,9 +30,10 @@ class PackedDataset:
         seed: int,
         exact_chunks_only: bool = True,
         teachers: Sequence[int] | None = None,
+        part: int = 0,
     ) -> None:
         self._builder = sample_builder(
-            prepared, student_sequence_length, teacher_sequence_length, exact_chunks_only, teachers
+            prepared, student_sequence_length, teacher_sequence_length, exact_chunks_only, teachers, part
         )
         self.pieces = self._builder.pieces
         self._seed = seed
@@ -76,6 +78,7 @@ def sample_builder(
     teacher_sequence_length: int | Sequence[int],
     exact_chunks_only: bool,
     teachers: Sequence[int] | None,
+    part: int = 0,
 ) -> SampleBuilder:
     """The pieces of prepared data for these lengths, ready to be made into samples; see `PackedDataset`."""
     count = len(prepared.teachers)
@@ -89,4 +92,5 @@ def sample_builder(
         teacher_sequence_lengths=lengths,
         exact_chunks_only=exact_chunks_only,
         teachers=tuple(range(count) if teachers is None else teachers),
+        part=part,
     )

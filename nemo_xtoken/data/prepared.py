@@ -35,6 +35,7 @@ class PreparedTeacher:
     side          what the manifest says of it
     lengths       [documents] int64 tokens
     chunk_counts  [documents] int64 chunks
+    first_tokens  [documents] int64, the number of a document's first token among those of all documents
     """
 
     def __init__(self, side: TeacherSide, path: Path, number: int, student: IndexedReader) -> None:
@@ -42,6 +43,7 @@ class PreparedTeacher:
         self._tokens = student if side.shares_student_tokens else IndexedReader(path / teacher_file(number))
         self._chunks = None if side.shares_student_tokens else IndexedReader(path / chunks_file(number))
         self.lengths = self._tokens.lengths.astype(np.int64)
+        self.first_tokens = np.cumsum(self.lengths) - self.lengths
         self.chunk_counts = (
             self.lengths if self._chunks is None else self._chunks.lengths.astype(np.int64) // CHUNK_COLUMNS
         )

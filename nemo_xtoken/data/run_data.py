@@ -87,8 +87,17 @@ def teacher_lengths(data: DataConfig, manifest: Manifest) -> tuple[int, ...]:
     return tuple(data.teacher_length(name) for name in manifest.teacher_names)
 
 
-def packed_dataset(data: DataConfig, teachers: Sequence[PreparedTeacher], path: str) -> PackedDataset:
-    """The samples of the data at `path`, with a sequence for each teacher of a run, in the run's order."""
+def data_paths(data: DataConfig) -> tuple[str, ...]:
+    """All data that a run reads, by the numbers of its parts: what it trains on, then its validation data."""
+    validation = () if data.validation_path is None else (data.validation_path,)
+    return (*(part.path for part in data.parts), *validation)
+
+
+def packed_dataset(data: DataConfig, teachers: Sequence[PreparedTeacher], path: str, part: int = 0) -> PackedDataset:
+    """The samples of the data at `path`, with a sequence for each teacher of a run, in the run's order.
+
+    part  its number among `data_paths`
+    """
     prepared = PreparedData.open(path)
     return PackedDataset(
         prepared,
@@ -97,4 +106,5 @@ def packed_dataset(data: DataConfig, teachers: Sequence[PreparedTeacher], path: 
         data.seed,
         data.exact_chunks_only,
         teacher_numbers(teachers, prepared.manifest, path),
+        part,
     )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nemo_xtoken.data.pieces import Pieces
 from nemo_xtoken.data.prepared import PreparedData
-from nemo_xtoken.types import IGNORED_LABEL
+from nemo_xtoken.types import IGNORED_LABEL, PLACES_PER_PART
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +31,12 @@ class PackedSequence:
 class AlignedSequence(PackedSequence):
     """A teacher's sequence, with its chunks.
 
+    places      [t] int64 where each token lies in the prepared data, -1 in the padding; see `types.DistillBatch`
     chunk_rows  [c, 4] int64: student_start, student_end, teacher_start, teacher_end in predictor rows of the sample
     chunk_mask  [c] bool, whether the chunk counts in the loss
     """
 
+    places: NDArray[np.int64]
     chunk_rows: NDArray[np.int64]
     chunk_mask: NDArray[np.bool_]
 
@@ -58,6 +60,7 @@ class SampleBuilder:
 
     teacher_sequence_lengths  of all teachers of the data, whose sequences hold all pieces
     teachers                  the numbers of those whose sequences are made, in this order; one may occur twice
+    part                      the number of this data among all that a run reads
     """
 
     prepared: PreparedData
@@ -66,6 +69,7 @@ class SampleBuilder:
     teacher_sequence_lengths: tuple[int, ...]
     exact_chunks_only: bool
     teachers: tuple[int, ...]
+    part: int = 0
 
     def build(self, chosen: NDArray[np.int64]) -> Sample:
         """The sample of these pieces, in this order; they must fit."""
@@ -90,7 +94,19 @@ class SampleBuilder:
         sequence = _sequence(parts, self.teacher_sequence_lengths[number], teacher.side.padding_id)
         chunk_rows, exact, learnt = self._chunks(chosen, number)
         chunk_mask = learnt & (exact | (not self.exact_chunks_only))
-        return AlignedSequence(**vars(sequence), chunk_rows=chunk_rows, chunk_mask=chunk_mask)
+        places = self._places(chosen, number)
+        return AlignedSequence(**vars(sequence), places=places, chunk_rows=chunk_rows, chunk_mask=chunk_mask)
+
+    def _places(self, chosen: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+        """[t] places of the tokens of the pieces, then -1."""
+        pieces = self.pieces
+        starts = self.prepared.teachers[number].first_tokens[pieces.document[chosen]]
+        starts = starts + pieces.teacher_start[number, chosen] + self.part * PLACES_PER_PART
+        lengths = pieces.teacher_lengths[number, chosen]
+        places = np.full(self.teacher_sequence_lengths[number], -1, np.int64)
+        filled = int(lengths.sum())
+        places[:filled] = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(filled)
+        return places
 
     def _loss_mask(self, chosen: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
         """[s] rows whose label is there and is learnt: row i predicts token i + 1."""

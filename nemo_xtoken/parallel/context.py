@@ -15,7 +15,7 @@ from torch import Tensor
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.losses.merge import run_rows
 from nemo_xtoken.parallel.collectives import exchange_rows
-from nemo_xtoken.types import ChunkRows, DistillBatch
+from nemo_xtoken.types import ChunkRows, DistillBatch, SparseLogits
 
 
 def context_positions(length: int, cp_rank: int, cp_size: int) -> Tensor:
@@ -32,12 +32,15 @@ def context_positions(length: int, cp_rank: int, cp_size: int) -> Tensor:
 
 
 def share_of_rank(
-    student_hidden: Tensor, teacher_hidden: Tensor | None, batch: DistillBatch, cp_group: dist.ProcessGroup
-) -> tuple[Tensor, Tensor | None, DistillBatch]:
+    student_hidden: Tensor,
+    teacher_hidden: Tensor | SparseLogits | None,
+    batch: DistillBatch,
+    cp_group: dist.ProcessGroup,
+) -> tuple[Tensor, Tensor | SparseLogits | None, DistillBatch]:
     """What this rank compares: its own rows and chunks, with the hidden states of other ranks that its chunks need.
 
     student_hidden  [b*s/cp, h_S], teacher_hidden [b*t/cp, h_T]: this rank's rows, batch first, each sequence's in the
-                    order of `context_positions`
+                    order of `context_positions`; SparseLogits are of all rows, and do not travel
     batch           the whole micro batch, the same on every rank of cp_group
 
     Returns hidden states [rows, h] of either side, the student's differentiable back to where they came from, and a
@@ -56,7 +59,9 @@ def share_of_rank(
     student_rows = torch.cat([own, student_wanted[cp_group.rank()]]).unique()
     teacher_rows = teacher_wanted[cp_group.rank()]
     student_hidden = student.collect(student_hidden, student_wanted, student_rows)
-    if teacher_hidden is not None:
+    if isinstance(teacher_hidden, SparseLogits):
+        teacher_hidden = teacher_hidden.rows(teacher_rows)
+    elif teacher_hidden is not None:
         teacher = _Cut(sequences, batch.teacher_labels.shape[1], cp_group, batch.teacher_labels.device)
         teacher_hidden = teacher.collect(teacher_hidden, teacher_wanted, teacher_rows)
     mine = chunks.masked(chunk_owner == cp_group.rank()).valid()

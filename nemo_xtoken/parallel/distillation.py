@@ -7,21 +7,24 @@ from torch import Tensor
 
 from nemo_xtoken.config import LossConfig
 from nemo_xtoken.errors import ConfigError
+from nemo_xtoken.kernels.precision import accumulated
 from nemo_xtoken.parallel.blockwise import BlockwiseLoss
 from nemo_xtoken.parallel.context import share_of_rank
 from nemo_xtoken.parallel.logits import PLAIN, HeadOptions
+from nemo_xtoken.parallel.pair import shard_pair
 from nemo_xtoken.parallel.partition import ShardedPartition
 from nemo_xtoken.parallel.projection import ShardedProjection
+from nemo_xtoken.parallel.sparse_teacher import SparseTeacher
 from nemo_xtoken.parallel.task import Scale, Task, Teacher
 from nemo_xtoken.parallel.vocabulary import RowRange
 from nemo_xtoken.projection.matrix import ProjectionMatrix
-from nemo_xtoken.types import DistillBatch, LossTerms
+from nemo_xtoken.types import DistillBatch, LossTerms, SparseLogits
 
 
 def distillation_loss(
     student_hidden: Tensor,
     student_head: Tensor,
-    teacher_hidden: Tensor | None,
+    teacher_hidden: Tensor | SparseLogits | None,
     teacher_head: Tensor | None,
     batch: DistillBatch,
     matrix: ProjectionMatrix | ShardedProjection | ShardedPartition | None,
@@ -41,7 +44,8 @@ def distillation_loss(
     student_hidden  [b*s, h_S] after the last norm, the same on every tp rank; gradient complete on every tp rank.
                     With cp_group: this rank's rows [b*s/cp, h_S], each sequence's in the order of `context_positions`
     student_head    [V_S/tp, h_S] shard, contiguous in tp rank order; shards may be uneven; gradient of the shard
-    teacher_hidden  [b*t, h_T] ([b*t/cp, h_T]) likewise; None with teacher_head and matrix: cross-entropy alone
+    teacher_hidden  [b*t, h_T] ([b*t/cp, h_T]) likewise; None with teacher_head and matrix: cross-entropy alone.
+                    SparseLogits, some probabilities of all rows [b*t] and on every rank, need no teacher_head
     batch           the whole micro batch, the same on every rank of tp_group and cp_group
     matrix          W, cut by `shard_pair` for config.mode; or whole, and then cut at every call
     teacher_head    with W cut: its `teacher_rows` [owned, h_T], see `cut_head`;
@@ -69,13 +73,17 @@ def distillation_loss(
     chunks lack, see `share_of_rank`, and with `teacher_top_k` the column maxima.
     Raises ConfigError for heads or a cut that do not fit W or the mode, and for sequences that cp can't cut.
     """
-    _check(teacher_hidden, teacher_head, matrix)
+    _check(teacher_hidden, matrix, *(() if isinstance(teacher_hidden, SparseLogits) else (teacher_head,)))
     tp_group, cp_group = (None if group is None or group.size() == 1 else group for group in (tp_group, cp_group))
     if cp_group is not None:
         student_hidden, teacher_hidden, batch = share_of_rank(student_hidden, teacher_hidden, batch, cp_group)
-    teacher = None
-    if teacher_hidden is not None and teacher_head is not None and matrix is not None:
+    teacher: Teacher | SparseTeacher | None = None
+    if isinstance(teacher_hidden, SparseLogits) and matrix is not None:
+        pair = shard_pair(matrix, config, student_head, tp_group) if isinstance(matrix, ProjectionMatrix) else matrix
+        teacher = SparseTeacher(teacher_hidden.to(accumulated(student_hidden[:0]).dtype), pair)
+    elif isinstance(teacher_hidden, Tensor) and teacher_head is not None and matrix is not None:
         teacher = Teacher.of(teacher_hidden, teacher_head, matrix, config, student_head, teacher_options, tp_group)
+    if teacher is not None:
         rows = teacher.pair.student_rows
         rows = rows if student_vocab_size is None else rows.clip(student_vocab_size)
     else:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from nemo_xtoken.config import LossConfig
 from nemo_xtoken.errors import ConfigError
-from nemo_xtoken.kernels.precision import accumulated
 from nemo_xtoken.losses.chunk_sums import METRICS, ChunkSums, metrics_of
 from nemo_xtoken.losses.cross_entropy import cross_entropy_per_row
 from nemo_xtoken.losses.filters import counted
@@ -21,6 +20,7 @@ from nemo_xtoken.parallel.logits import PLAIN, HeadOptions, cut_options, logits_
 from nemo_xtoken.parallel.pair import chunk_sums, shard_pair
 from nemo_xtoken.parallel.partition import ShardedPartition
 from nemo_xtoken.parallel.projection import ShardedProjection
+from nemo_xtoken.parallel.sparse_teacher import SparseTeacher
 from nemo_xtoken.parallel.top_columns import top_columns
 from nemo_xtoken.parallel.vocabulary import RowRange, vocabulary_of
 from nemo_xtoken.projection.matrix import ProjectionMatrix
@@ -78,7 +78,7 @@ class Task:
     """All that the loss of a micro batch needs besides what it is differentiated in."""
 
     batch: DistillBatch
-    teacher: Teacher | None
+    teacher: Teacher | SparseTeacher | None
     rows: RowRange
     config: LossConfig
     tp_group: dist.ProcessGroup | None
@@ -97,7 +97,8 @@ class Task:
         top_k = self.config.teacher_top_k
         if self.teacher is None or top_k is None or self.config.mode != "p_kl":
             return None
-        maximum = accumulated(self.teacher.head.new_full((len(self.teacher.head),), -torch.inf))
+        no_rows = self.teacher.logits(plan.teacher_rows[:0], None)
+        maximum = no_rows.new_full(no_rows.shape[1:], -torch.inf)
         for rows in plan.teacher_rows.split(self.config.block_rows):
             if len(rows):
                 maximum = torch.maximum(maximum, self.teacher.logits(rows, None).amax(0))

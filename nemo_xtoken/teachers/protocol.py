@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nemo_xtoken.config import LossConfig
 from nemo_xtoken.parallel import HeadOptions, ShardedPair
-from nemo_xtoken.types import DistillBatch
+from nemo_xtoken.types import DistillBatch, SparseLogits
 
 
 class TeacherSettings(Protocol):
@@ -56,10 +56,11 @@ class TeacherSource(Protocol):
     """Where a teacher's hidden states come from. Every rank of the student makes one, calls `begin` once, and
     `prepare` and `close`."""
 
-    def head(self, pair: ShardedPair) -> TeacherHead:
+    def head(self, pair: ShardedPair) -> TeacherHead | None:
         """The part of the head that this rank of the student's tp group owns, cut once, at the start of a run.
 
         Every rank of the student's last pipeline stage calls it, so it may have collectives among them.
+        None where `hidden` gives probabilities.
         """
         ...
 
@@ -75,11 +76,12 @@ class TeacherSource(Protocol):
         """
         ...
 
-    def hidden(self, batch: DistillBatch) -> Tensor:
+    def hidden(self, batch: DistillBatch) -> Tensor | SparseLogits:
         """[b*t/cp, h_T] final hidden states, after the last norm, of a micro batch on the student's device.
 
         Without gradient, the same on every tp rank; of this cp rank's positions, batch first, each sequence's in the
-        order of `parallel.context_positions`.
+        order of `parallel.context_positions`. A source without a head gives some of its probabilities instead, for all
+        rows [b*t] on every cp rank.
         """
         ...
 

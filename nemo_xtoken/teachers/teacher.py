@@ -8,7 +8,7 @@ from torch import Tensor
 from nemo_xtoken import parallel
 from nemo_xtoken.projection import ProjectionMatrix
 from nemo_xtoken.teachers.protocol import LearntWeights, TeacherSettings, TeacherSource
-from nemo_xtoken.types import DistillBatch
+from nemo_xtoken.types import DistillBatch, SparseLogits
 
 
 class Teacher:
@@ -16,7 +16,7 @@ class Teacher:
 
     name, weight, loss  of the config
     source  where hidden states come from
-    head    [owned, h_T], the rows `pair.teacher_rows`; cut once, at the start
+    head    [owned, h_T], the rows `pair.teacher_rows`; cut once, at the start. None where probabilities are given
     head_options  bias of these rows, scale and soft cap
     pair    this rank's part of W, cut for the loss
     learnt_projection  the same part of W where it is trained, None where it stays as it is
@@ -34,12 +34,14 @@ class Teacher:
         self.name, self.weight, self.loss = config.name, config.weight, config.loss
         self.source, self.learnt_projection = source, learnt_projection
         self.pair = parallel.shard_pair(matrix, config.loss, student_head, tp_group)
-        self.head, self.head_options = source.head(self.pair)
+        head = source.head(self.pair)
+        self.head = None if head is None else head.weight
+        self.head_options = parallel.HeadOptions() if head is None else head.options
 
     def projection_weights(self) -> Tensor | None:
         """W's weights where they are trained: this rank's rows, differentiable."""
         return None if self.learnt_projection is None else self.learnt_projection.weights()
 
-    def hidden(self, batch: DistillBatch) -> Tensor:
-        """[b*t/cp, h_T] of the last layer after its norm, without gradient, the same on every tp rank."""
+    def hidden(self, batch: DistillBatch) -> Tensor | SparseLogits:
+        """[b*t/cp, h_T] of the last layer after its norm, without gradient, the same on every tp rank; or entries."""
         return self.source.hidden(batch)

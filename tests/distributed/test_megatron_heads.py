@@ -130,7 +130,9 @@ def gradients_on_full_logits(config: RunConfig, plain_head: bool) -> dict[str, T
         inputs = model_inputs(batch.student_tokens, batch.student_position_ids, training.layout.groups.cp)
         hidden, head = rows(student(*inputs)), head_weight(student)
         logits = hidden @ head.t() if plain_head else logits_with(hidden, head, student_bias, config.student)
-        teacher_logits = logits_with(colocated.hidden(batch), head_weight(teacher), teacher_bias, TEACHER)
+        teacher_hidden = colocated.hidden(batch)
+        assert isinstance(teacher_hidden, Tensor)
+        teacher_logits = logits_with(teacher_hidden, head_weight(teacher), teacher_bias, TEACHER)
         kd_terms = projected_kl(logits, teacher_logits, batch, matrix, colocated.loss, projection.weights())
         ce_terms = cross_entropy(logits, batch, objective.vocab_size)
         kd, chunks = kd + kd_terms.numerator, chunks + kd_terms.denominator

@@ -166,7 +166,9 @@ def gradients_by_hand(
         terms = cross_entropy(logits, batch, objective.vocab_size)
         ce, tokens = ce + terms.numerator, tokens + terms.denominator
         for i, (teacher, pair) in enumerate(zip(objective.teachers, batch.pairs, strict=True)):
-            teacher_logits = teacher.hidden(pair) @ head_weight(toy.model_of(teacher)).t()
+            teacher_hidden = teacher.hidden(pair)
+            assert isinstance(teacher_hidden, Tensor)
+            teacher_logits = teacher_hidden @ head_weight(toy.model_of(teacher)).t()
             weights = teacher.projection_weights()
             terms = projected_kl(logits, teacher_logits, pair, matrices[i], teacher.loss, weights)
             kd[i], chunks[i] = kd[i] + terms.numerator, chunks[i] + terms.denominator

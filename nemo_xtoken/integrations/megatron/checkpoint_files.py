@@ -23,6 +23,8 @@ from nemo_xtoken.errors import CheckpointError
 MARKER = "complete.json"
 FOLDER = "checkpoints"
 SUMS = "sums-of-rank-{rank}.json"
+ENDS = 1 << 20
+"""Bytes of either end of a file that tell it apart from another of its size."""
 NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -153,6 +155,19 @@ def find_checkpoint(path: Path, owner: str) -> Path:
             "train that model first"
         )
     return latest
+
+
+def fingerprint(checkpoint: Path) -> str:
+    """What tells checkpoints apart, wherever they lie: names, sizes, first and last MiB of their files."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(checkpoint)} {size}\n".encode())
+        with file.open("rb") as content:
+            digest.update(content.read(ENDS))
+            content.seek(max(size - ENDS, 0))
+            digest.update(content.read(ENDS))
+    return digest.hexdigest()
 
 
 def prune(run_dir: Path, keep: int) -> None:

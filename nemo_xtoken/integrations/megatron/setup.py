@@ -20,6 +20,7 @@ from nemo_xtoken.data.prepared import PreparedData
 from nemo_xtoken.data.run_data import check_lengths, check_same_tokenizers, packed_dataset, prepared_teachers
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.megatron.balance import Balance
+from nemo_xtoken.integrations.megatron.cached_teacher import cached_source
 from nemo_xtoken.integrations.megatron.checkpoint import Position, TrainingState
 from nemo_xtoken.integrations.megatron.head_tap import head_weight
 from nemo_xtoken.integrations.megatron.inputs import Inputs, data_key, file_key
@@ -66,7 +67,11 @@ class Training:
     def validation_batches(self) -> Iterator[list[DistillBatch]] | None:
         """The first batches of the validation data, the same at every call; None without validation data."""
         path = self.config.data.validation_path
-        return None if path is None else _batches(self.config, self.layout, [BlendPart(path=path)], 0)
+        return (
+            None
+            if path is None
+            else _batches(self.config, self.layout, [BlendPart(path=path)], 0, first_part=len(self.config.data.parts))
+        )
 
 
 def set_up(config: RunConfig, layout: Layout) -> Training:
@@ -170,8 +175,12 @@ def _source(
     config: RunConfig, teacher: TeacherConfig, side: TeacherSide, layout: Layout, dtype: torch.dtype
 ) -> tuple[TeacherSource, str]:
     """Where the teacher's hidden states come from, and the name of the checkpoint that they are of."""
+    if teacher.kind == "cached":
+        return cached_source(config, teacher, layout, dtype)
     if teacher.kind != "colocated":
-        raise ConfigError(f"teacher {teacher.name!r}: kind {teacher.kind} can't be trained with; take colocated")
+        raise ConfigError(
+            f"teacher {teacher.name!r}: kind {teacher.kind} can't be trained with; take colocated or cached"
+        )
     model, checkpoint = load_teacher(
         teacher,
         layout,
@@ -182,8 +191,10 @@ def _source(
     return ColocatedSource(model, layout), checkpoint.name
 
 
-def _batches(config: RunConfig, layout: Layout, parts: Sequence[BlendPart], consumed_samples: int) -> GlobalBatches:
-    datasets = [packed_dataset(config.data, config.teachers, part.path) for part in parts]
+def _batches(
+    config: RunConfig, layout: Layout, parts: Sequence[BlendPart], consumed_samples: int, first_part: int = 0
+) -> GlobalBatches:
+    datasets = [packed_dataset(config.data, config.teachers, part.path, first_part + i) for i, part in enumerate(parts)]
     dataset = BlendedDataset(datasets, [part.weight for part in parts])
     dp = layout.groups.dp
     train = config.train
