@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nemo_xtoken.errors import require, require_positive
+from nemo_xtoken.fp8_config import Fp8Config
 from nemo_xtoken.loss_config import Balance, BalanceConfig, Direction, LossConfig, LossMode, Merge
 
 __all__ = [
-    "Balance", "BalanceConfig", "BlendPart", "DataConfig", "Direction", "LossConfig", "LossMode", "Merge",
-    "ModelConfig", "OptimizerConfig", "ParallelConfig", "RunConfig", "TeacherConfig", "TeacherLength", "TrainConfig",
+    "Balance", "BalanceConfig", "BlendPart", "DataConfig", "Direction", "Fp8Config", "LossConfig", "LossMode",
+    "Merge", "ModelConfig", "OptimizerConfig", "ParallelConfig", "RunConfig", "TeacherConfig", "TeacherLength",
+    "TrainConfig",
 ]  # fmt: skip
 
 FILE_NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -85,6 +87,16 @@ def check_teacher(name: str, weight: float, loss: LossConfig, learn_projection: 
     )
 
 
+def check_fp8(label: str, fp8: Fp8Config | None, model: ModelConfig) -> None:
+    """Raises ConfigError where a model with FP8 would have no layer in FP8."""
+    plain = 0 if fp8 is None else fp8.first_layers_in_bf16 + fp8.last_layers_in_bf16
+    require(
+        fp8 is None or plain < model.num_layers,
+        f"{label}: fp8 leaves {plain} layers in bf16, which is all {model.num_layers} of the model; lower "
+        "first_layers_in_bf16 or last_layers_in_bf16, or remove fp8",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """A frozen teacher.
@@ -99,6 +111,7 @@ class TeacherConfig:
                 teacher each, that
     learn_projection  P-KL: W is trained too, from what the file has; each checkpoint has the file of what was learnt
     projection_lr     its learning rate, constant (Adam, no weight decay, no clipping)
+    fp8  how its layers multiply, whatever the student's do; null: in the run's own precision
     """
 
     name: str = "teacher"
@@ -112,6 +125,7 @@ class TeacherConfig:
     prepared_as: str | None = None
     learn_projection: bool = False
     projection_lr: float = 1e-2
+    fp8: Fp8Config | None = None
 
     def __post_init__(self) -> None:
         check_teacher(self.name, self.weight, self.loss, self.learn_projection, self.projection_lr)
@@ -120,6 +134,12 @@ class TeacherConfig:
             f"teacher {self.name!r}: cache is a name of letters, digits and . _ -, got {self.cache!r}; the cache lies "
             "beside the data",
         )
+        require(
+            self.fp8 is None or self.fp8.recipe != "delayed",
+            f"teacher {self.name!r}: delayed scaling learns its scales from training passes, which a frozen model has "
+            "none of; take fp8.recipe current, blockwise or mxfp8, or null",
+        )
+        check_fp8(f"teacher {self.name!r}", self.fp8, self.model)
 
     @property
     def cache_name(self) -> str:
@@ -284,10 +304,14 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that decides a run. No teacher means cross-entropy alone."""
+    """Everything that decides a run. No teacher means cross-entropy alone.
+
+    fp8  of the student's linear layers; null: in the precision of `train.bf16`
+    """
 
     run_dir: str
     student: ModelConfig
+    fp8: Fp8Config | None = None
     teachers: tuple[TeacherConfig, ...] = ()
     data: DataConfig
     balance: BalanceConfig = field(default_factory=BalanceConfig)
@@ -302,6 +326,7 @@ class RunConfig:
             len(set(names)) == len(names),
             f"teachers: expected a name of its own for each, got {', '.join(names)}; set teachers.1.name and so on",
         )
+        check_fp8("student", self.fp8, self.student)
         per_step = self.train.micro_batch_size * self.parallel.data_parallel_size
         require(
             self.train.global_batch_size % per_step == 0,
