@@ -33,6 +33,7 @@ class ContainerConfig:
                 source.startswith("/") and target.startswith("/"),
                 f"container.mounts: expected /SOURCE:/TARGET, got {mount!r}",
             )
+            require("," not in mount, f"container.mounts: a comma would part it in two, got {mount!r}")
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -24,6 +24,25 @@ class HealthConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComponentConfig:
+    """More nodes, of another kind, in the same job: those of a teacher beside the student's.
+
+    Its ranks follow those of the nodes before. null: as the cluster's file says.
+    """
+
+    nodes: int = 1
+    partition: str | None = None
+    constraint: str | None = None
+    gpus_per_node: int | None = None
+    ranks_per_node: int | None = None
+    cpus_per_rank: int | None = None
+    memory: str | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(self, "nodes")
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobConfig:
     """One job, a chain of them, or an array.
 
@@ -32,6 +51,8 @@ class JobConfig:
     command       words of what every task runs, the arguments of `nemo-xtoken`; {run} and {run_dir} stand for the
                   run's config and directory, {array_index} and {array_size} for the place in an array
     tasks         of a node, for a command that is no training; null: one. A training's are the ranks of the node
+    gpus          of a node, for a command that is no training, where the cluster has GPUs
+    components    further nodes of a heterogeneous job, each with resources of its own
     chain         so many jobs, each after the one before: a training that needs more than one time limit
     array         so many jobs side by side; 0: no array
     max_requeues  how often one job may start anew, after preemption, its time limit or a failure
@@ -43,6 +64,8 @@ class JobConfig:
     time: str
     command: tuple[str, ...] = ("train", "{run}")
     tasks: int | None = None
+    gpus: int = 0
+    components: tuple[ComponentConfig, ...] = ()
     chain: int = 1
     array: int = 0
     max_requeues: int = 20
@@ -57,6 +80,8 @@ class JobConfig:
         )
         require(bool(self.command), "command: expected the arguments of nemo-xtoken, such as [train, '{run}']")
         require(self.tasks is None or self.tasks > 0, f"tasks must be positive, got {self.tasks}")
+        require(self.gpus >= 0, f"gpus must not be negative, got {self.gpus}")
+        require(not (self.array and self.components), "SLURM has no arrays of heterogeneous jobs; set array=0")
         require(self.array >= 0, f"array must not be negative, got {self.array}")
         require(not (self.array and self.chain > 1), "expected a chain or an array, got both")
         require(self.max_requeues >= 0, f"max_requeues must not be negative, got {self.max_requeues}")

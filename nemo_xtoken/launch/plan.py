@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from nemo_xtoken.config import RunConfig
 from nemo_xtoken.errors import ConfigError, require
 from nemo_xtoken.launch.cluster import ClusterConfig
-from nemo_xtoken.launch.job import JobConfig
+from nemo_xtoken.launch.job import ComponentConfig, JobConfig
 
+COMPONENT_KEYS = ("partition", "constraint", "gpus_per_node", "ranks_per_node", "cpus_per_rank", "memory")
 PLACEHOLDERS = ("run", "run_dir", "array_index", "array_size")
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Nodes of one kind: all of a job's, or those of one component of a heterogeneous job.
+
+    cluster  what such a node has
+    tasks    that srun starts on each
+    gpus     that each is asked for
+    """
+
+    count: int
+    cluster: ClusterConfig
+    tasks: int
+    gpus: int
 
 
 @dataclass(frozen=True)
@@ -31,6 +47,10 @@ class LaunchPlan:
             _check_placeholders(word)
         if self.job.trains:
             _check_ranks(self.run, self.cluster, self.job)
+        require(
+            not self.job.components or self.cluster.launcher == "srun",
+            "a heterogeneous job needs launcher: srun, which numbers the ranks of all components; got torchrun",
+        )
         wanted = "cuda" if self.cluster.gpus_per_node else "cpu"
         require(
             self.run.device == wanted,
@@ -64,11 +84,17 @@ class LaunchPlan:
         return self.folder / f"{self.name}.sbatch"
 
     @property
-    def tasks_per_node(self) -> int:
-        """What srun starts on a node."""
+    def components(self) -> tuple[Nodes, ...]:
+        """The job's nodes by kind; one of them where the job is not heterogeneous."""
+        return (
+            self._nodes(self.job.nodes, self.cluster),
+            *(self._nodes(part.nodes, _cluster_of(part, self.cluster)) for part in self.job.components),
+        )
+
+    def _nodes(self, count: int, cluster: ClusterConfig) -> Nodes:
         if self.job.trains:
-            return self.cluster.tasks_per_node
-        return self.job.tasks or 1
+            return Nodes(count, cluster, cluster.tasks_per_node, cluster.gpus_per_node)
+        return Nodes(count, cluster, self.job.tasks or 1, min(self.job.gpus, cluster.gpus_per_node))
 
     def check_files(self) -> None:
         """Raises ConfigError for a path of the run that is missing here or invisible in the container."""
@@ -91,6 +117,11 @@ class LaunchPlan:
             yield f"teacher {teacher.name!r}: checkpoint", self.directory / teacher.checkpoint
             if teacher.projection is not None:
                 yield f"teacher {teacher.name!r}: projection", self.directory / teacher.projection
+
+
+def _cluster_of(part: ComponentConfig, cluster: ClusterConfig) -> ClusterConfig:
+    own = {name: getattr(part, name) for name in COMPONENT_KEYS if getattr(part, name) is not None}
+    return replace(cluster, **own)
 
 
 def _check_ranks(run: RunConfig, cluster: ClusterConfig, job: JobConfig) -> None:

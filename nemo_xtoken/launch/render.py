@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import jinja2
 
 from nemo_xtoken.errors import require
-from nemo_xtoken.launch.plan import LaunchPlan
+from nemo_xtoken.launch.cluster import ClusterConfig
+from nemo_xtoken.launch.plan import LaunchPlan, Nodes
 
 Option = tuple[str, str | None]
 
@@ -24,6 +25,9 @@ def render(plan: LaunchPlan) -> str:
         logs=str(plan.folder / "logs"),
         device=plan.run.device,
         cluster=plan.cluster,
+        components=plan.components,
+        every_component=_every_component(len(plan.components)),
+        nodes=_node_lists(len(plan.components)),
         job=plan.job,
         executable=plan.cluster.executable,
         srun_options=[_one_line("srun_arguments", word) for word in srun_options(plan)],
@@ -35,17 +39,8 @@ def sbatch_options(plan: LaunchPlan) -> Iterator[Option]:
     """The script's #SBATCH lines: name and value, None for a flag."""
     cluster, job = plan.cluster, plan.job
     yield "--job-name", plan.name
-    for name in ("partition", "account", "qos", "reservation", "constraint", "comment"):
-        value = getattr(cluster, name)
-        if value is not None:
-            yield f"--{name}", value
-    yield "--nodes", str(job.nodes)
-    yield "--ntasks-per-node", str(plan.tasks_per_node)
-    if job.trains:
-        yield from _resources(plan)
-    elif cluster.cpus_per_rank is not None:
-        yield "--cpus-per-task", str(cluster.cpus_per_rank)
-    yield "--time", job.time
+    first, *others = plan.components
+    yield from _nodes_options(plan, first)
     yield "--chdir", str(plan.directory)
     yield "--output", str(plan.folder / "logs" / ("%x-%A_%a.log" if job.array else "%x-%j.log"))
     yield "--open-mode", "append"
@@ -55,23 +50,41 @@ def sbatch_options(plan: LaunchPlan) -> Iterator[Option]:
         yield "--signal", f"B:USR1@{cluster.signal_lead_seconds}"
         yield "--requeue", None
     yield "--kill-on-invalid-dep", "yes"
+    yield from _own_arguments(cluster)
+    for nodes in others:
+        yield "hetjob", None
+        yield from _nodes_options(plan, nodes)
+        yield from _own_arguments(cluster)
+
+
+def _nodes_options(plan: LaunchPlan, nodes: Nodes) -> Iterator[Option]:
+    """What a component of a job asks for. A heterogeneous job has it anew for each: nothing is handed on."""
+    cluster = nodes.cluster
+    for name in ("partition", "account", "qos", "reservation", "constraint", "comment"):
+        value = getattr(cluster, name)
+        if value is not None:
+            yield f"--{name}", value
+    yield "--nodes", str(nodes.count)
+    yield "--ntasks-per-node", str(nodes.tasks)
+    if cluster.cpus_per_rank is not None:
+        ranks = cluster.ranks // nodes.tasks if plan.job.trains else 1
+        yield "--cpus-per-task", str(cluster.cpus_per_rank * ranks)
+    if plan.job.trains:
+        if cluster.memory is not None:
+            yield "--mem", cluster.memory
+        if cluster.exclusive:
+            yield "--exclusive", None
+    if nodes.gpus and cluster.gpu_request == "gpus-per-node":
+        yield "--gpus-per-node", str(nodes.gpus)
+    if nodes.gpus and cluster.gpu_request == "gres":
+        yield "--gres", f"gpu:{nodes.gpus}"
+    yield "--time", plan.job.time
+
+
+def _own_arguments(cluster: ClusterConfig) -> Iterator[Option]:
     for argument in cluster.sbatch_arguments:
         name, equals, value = argument.partition("=")
         yield name, value if equals else None
-
-
-def _resources(plan: LaunchPlan) -> Iterator[Option]:
-    cluster = plan.cluster
-    if cluster.cpus_per_rank is not None:
-        yield "--cpus-per-task", str(cluster.cpus_per_rank * cluster.ranks // plan.tasks_per_node)
-    if cluster.memory is not None:
-        yield "--mem", cluster.memory
-    if cluster.exclusive:
-        yield "--exclusive", None
-    if cluster.gpus_per_node and cluster.gpu_request == "gpus-per-node":
-        yield "--gpus-per-node", str(cluster.gpus_per_node)
-    if cluster.gpus_per_node and cluster.gpu_request == "gres":
-        yield "--gres", f"gpu:{cluster.gpus_per_node}"
 
 
 def srun_options(plan: LaunchPlan) -> Iterator[str]:
@@ -86,6 +99,15 @@ def srun_options(plan: LaunchPlan) -> Iterator[str]:
         yield f"--container-workdir={plan.directory}"
         yield "--container-mount-home" if cluster.container.mount_home else "--no-container-mount-home"
     yield from cluster.srun_arguments
+
+
+def _every_component(count: int) -> str:
+    """What makes one step of all components, whose ranks are numbered in their order; nothing for a job of one."""
+    return f" --het-group={','.join(map(str, range(count)))}" if count > 1 else ""
+
+
+def _node_lists(count: int) -> str:
+    return ",".join(["$SLURM_JOB_NODELIST", *(f"$SLURM_JOB_NODELIST_HET_GROUP_{i}" for i in range(1, count))])
 
 
 def _command(plan: LaunchPlan) -> Iterator[str]:

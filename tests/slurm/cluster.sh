@@ -4,13 +4,13 @@
 #   tests/slurm/cluster.sh up DIR      starts it; everything it writes lies in DIR; then: export SLURM_CONF=DIR/slurm.conf
 #   tests/slurm/cluster.sh down DIR    ends what `up` started
 #
-# Partitions: debug, and preempt, whose jobs a job in debug drives out. Every node claims 8 GPUs, which are copies of
-# /dev/null. SLURM_PORT chooses the controller's port (16817); the nodes listen on the next ones.
+# Partitions: debug; preempt, whose jobs a job in debug drives out; gpu and batch, which launcher_configs/ names. Every node
+# claims 64 cores and 8 GPUs, which are copies of /dev/null. SLURM_PORT chooses the controller's port (16817); the nodes listen on the next ones.
 set -euo pipefail
 action=${1:?up or down}
 folder=$(realpath -m "${2:?a directory}")
 port=${SLURM_PORT:-16817}
-nodes=2 cpus=8 gpus=8
+nodes=2 cpus=64 gpus=8
 export SLURM_CONF=$folder/slurm.conf
 
 # plugins: the directory of Debian's SLURM plugins.
@@ -73,8 +73,10 @@ $(for node in $(seq "$nodes"); do
     echo "NodeName=node$node NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + node)) CPUs=$cpus Sockets=1" \
       "CoresPerSocket=$cpus ThreadsPerCore=1 RealMemory=$memory Gres=gpu:$gpus State=UNKNOWN"
   done)
-PartitionName=debug Nodes=ALL Default=YES MaxTime=01:00:00 State=UP PriorityTier=10 PreemptMode=OFF
+PartitionName=debug Nodes=ALL Default=YES MaxTime=1-00:00:00 State=UP PriorityTier=10 PreemptMode=OFF
 PartitionName=preempt Nodes=ALL MaxTime=01:00:00 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
+PartitionName=gpu Nodes=ALL MaxTime=1-00:00:00 State=UP PriorityTier=10 PreemptMode=OFF
+PartitionName=batch Nodes=ALL MaxTime=1-00:00:00 State=UP PriorityTier=10 PreemptMode=OFF
 CONF
 }
 

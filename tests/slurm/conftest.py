@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from nemo_xtoken.config import RunConfig
 from nemo_xtoken.integrations.megatron import launch
 from tests.conftest import CHECKOUT, CI
 from tests.distributed import toy
+from tests.slurm.jobs import run_of
 
 CLUSTER = CHECKOUT / "tests" / "slurm" / "cluster.sh"
 
@@ -43,3 +45,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     toy.make_data(folder)
     launch(toy.teacher_run(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(prepared: Path) -> RunConfig:
+    """The run that no accident befell, on this machine without SLURM."""
+    run = run_of(prepared, "uninterrupted", 300)
+    launch(run)
+    return run

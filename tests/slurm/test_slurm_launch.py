@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,70 +15,41 @@ from nemo_xtoken.config import ParallelConfig, RunConfig
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.megatron import launch as train
 from nemo_xtoken.integrations.megatron.run_dir import steps_done
-from nemo_xtoken.launch import ClusterConfig, HealthConfig, JobConfig, LaunchPlan, slurm
+from nemo_xtoken.launch import HealthConfig, JobConfig, slurm
 from nemo_xtoken.launch.submission import is_alive, launch
 from tests.conftest import CHECKOUT
-from tests.distributed import toy
+from tests.slurm.jobs import (
+    CLUSTER,
+    JOB,
+    assert_same_curve,
+    is_training,
+    plan_of,
+    rank_process,
+    run_of,
+    wait_for_end,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
 
-DATA_PARALLEL = ParallelConfig(data_parallel_size=2)
-CLUSTER = ClusterConfig(
-    partition="debug",
-    gpus_per_node=0,
-    ranks_per_node=1,
-    exclusive=False,
-    signal_lead_seconds=30,
-    executable=f"{Path(sys.executable).parent}/nemo-xtoken",
-    environment={"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT), "PATH": os.environ["PATH"]},
-)
-JOB = JobConfig(nodes=2, time="00:10:00")
+SCRIPTS = CHECKOUT / "tests" / "unit" / "launch_scripts"
 
 
-def run_of(folder: Path, name: str, steps: int, **changes: int) -> RunConfig:
-    settings = replace(toy.TRAIN, steps=steps, checkpoint_interval=1000, log_interval=100, **changes)
-    return toy.student_run(folder, name, train=settings, parallel=DATA_PARALLEL)
+def test_slurm_accepts_every_script_of_the_launcher_configs() -> None:
+    """The cluster has the partitions that they name."""
+    scripts = sorted(SCRIPTS.glob("*.sbatch"))
+    assert scripts
+    for script in scripts:
+        slurm.check_accepted(script)
+    text = next(script for script in scripts if script.stem == "modules-train").read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"SLURM refuses .*Invalid partition name"):
+        slurm.check_accepted(write(scripts[0].name, text.replace("--partition=gpu", "--partition=gpus")))
 
 
-def plan_of(run: RunConfig, cluster: ClusterConfig = CLUSTER, job: JobConfig = JOB) -> LaunchPlan:
-    return LaunchPlan(run=run, cluster=cluster, job=job, directory=CHECKOUT)
-
-
-def wait_until(holds: Callable[[], bool], what: str, seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"gave up waiting until {what}"
-        time.sleep(0.5)
-
-
-def wait_for_end(plan: LaunchPlan, job_id: str) -> str:
-    """The job's log, once it is over."""
-    wait_until(lambda: not is_alive(slurm.states([job_id])[job_id]), f"job {job_id} has ended")
-    return log_of(plan, job_id)
-
-
-def log_of(plan: LaunchPlan, job_id: str) -> str:
-    return (plan.folder / "logs" / f"{plan.name}-{job_id}.log").read_text(encoding="utf-8")
-
-
-def is_training(run: RunConfig, step: int) -> bool:
-    """Whether the run has written the metrics of so many steps."""
-    file = Path(run.run_dir) / "metrics.jsonl"
-    return file.exists() and len(file.read_text(encoding="utf-8").splitlines()) >= step
-
-
-def assert_same_curve(run: RunConfig, other: RunConfig) -> None:
-    ours, theirs = toy.metrics(run), toy.metrics(other)
-    assert [line["step"] for line in ours] == list(range(1, run.train.steps + 1))
-    assert ours == theirs
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(prepared: Path) -> RunConfig:
-    """The run that no accident befell, on this machine without SLURM."""
-    run = run_of(prepared, "uninterrupted", 300)
-    train(run)
-    return run
+def write(name: str, text: str) -> Path:
+    path = Path(os.environ["SLURM_CONF"]).parent / name
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 def test_a_preempted_job_saves_is_requeued_and_goes_on_with_the_same_curve(
@@ -113,18 +81,6 @@ def test_a_job_whose_rank_is_killed_goes_on_from_the_checkpoint(prepared: Path, 
     assert "attempt 0 ended with exit code 137" in log
     assert "attempt 1 ended with exit code 0; newest checkpoint: step-00000300" in log
     assert_same_curve(run, uninterrupted)
-
-
-def rank_process(plan: LaunchPlan) -> int:
-    """The process of one of the run's ranks."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if str(plan.run_file).encode() in words and b"srun" not in words[0]:
-            return int(folder.name)
-    raise AssertionError("no rank is running")
 
 
 def test_before_the_time_limit_a_job_saves_and_starts_anew(prepared: Path) -> None:

@@ -17,7 +17,7 @@ from nemo_xtoken.cli.app import run as run_cli
 from nemo_xtoken.config import RunConfig
 from nemo_xtoken.config_io import load, load_run
 from nemo_xtoken.errors import ConfigError, DataError, UnavailableError
-from nemo_xtoken.launch import ClusterConfig, ContainerConfig, JobConfig, LaunchPlan, records, slurm
+from nemo_xtoken.launch import ClusterConfig, ComponentConfig, ContainerConfig, JobConfig, LaunchPlan, records, slurm
 from nemo_xtoken.launch.node_check import faults
 from nemo_xtoken.launch.render import render
 from nemo_xtoken.launch.submission import launch
@@ -48,8 +48,11 @@ def plan_of(cluster: str, job: str, **changes: Any) -> LaunchPlan:
     return replace(plan, **changes)
 
 
-@pytest.mark.parametrize("job", JOBS)
-@pytest.mark.parametrize("cluster", CLUSTERS)
+PAIRS = [(cluster, job) for cluster in CLUSTERS for job in JOBS if (cluster, job) != ("modules", "heterogeneous")]
+"""torchrun starts no heterogeneous jobs."""
+
+
+@pytest.mark.parametrize(("cluster", "job"), PAIRS)
 def test_every_script_is_as_it_was_read_last(cluster: str, job: str) -> None:
     """`UPDATE_GOLDEN=1` writes them anew; read the difference before it is committed."""
     golden = GOLDEN / f"{cluster}-{job}.sbatch"
@@ -63,7 +66,7 @@ def test_every_script_is_as_it_was_read_last(cluster: str, job: str) -> None:
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck_has_nothing_to_say() -> None:
     scripts = sorted(GOLDEN.glob("*.sbatch"))
-    assert len(scripts) == len(CLUSTERS) * len(JOBS)
+    assert [path.stem for path in scripts] == sorted(f"{cluster}-{job}" for cluster, job in PAIRS)
     # SC1091: the environment that a prologue sources is on the cluster.
     finished = subprocess.run(["shellcheck", "--exclude=SC1091", *scripts], capture_output=True, text=True, check=False)
     assert (finished.returncode, finished.stdout) == (0, "")
@@ -74,28 +77,68 @@ NASTY = 'a\'b $(touch pwned) "c" `d` ; e'
 
 def test_what_a_user_says_is_data_to_the_shell(tmp_path: Path) -> None:
     """The script runs here, with srun and scontrol replaced by programs that print their arguments."""
-    for name in ("srun", "scontrol"):
-        (tmp_path / name).write_text('#!/bin/sh\nfor word; do printf "<%s>\\n" "$word"; done\nenv | grep ^NCCL_\n')
-        (tmp_path / name).chmod(0o755)
     plan = plan_of("cpu", "evaluate")
     cluster = replace(
         plan.cluster, environment={"NCCL_X": NASTY}, comment=NASTY, srun_arguments=(f"--comment={NASTY}",)
     )
     plan = replace(plan, cluster=cluster, job=replace(plan.job, command=("evaluate", NASTY, "--data", "{run_dir}")))
-    environment = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "SLURM_JOB_ID": "1",
-        "SLURM_JOB_NODELIST": "node1",
-    }
-    finished = subprocess.run(
-        ["bash", "-c", render(plan)], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert finished.stderr == ""
+    output = run_with_fake_slurm(render(plan), tmp_path)
     for expected in (f"<--comment={NASTY}>", f"<{NASTY}>", f"<{plan.run_dir}>", f"NCCL_X={NASTY}"):
-        assert expected in finished.stdout
+        assert expected in output
     assert not (tmp_path / "pwned").exists()
     with pytest.raises(ConfigError, match="--comment: expected one line"):
         render(replace(plan, cluster=replace(cluster, comment="a\nsrun rm")))
+
+
+def test_each_component_asks_for_its_own_nodes_and_one_step_runs_on_all() -> None:
+    plan = plan_of("generic", "heterogeneous")
+    teacher = ComponentConfig(nodes=2, partition="big", gpus_per_node=4, memory="90G")
+    script = render(replace(plan, job=replace(plan.job, components=(teacher,))))
+    student, _, others = script.partition("#SBATCH hetjob\n")
+    assert "#SBATCH --nodes=1\n#SBATCH --ntasks-per-node=8\n#SBATCH --exclusive\n#SBATCH --gpus-per-node=8\n" in student
+    assert "#SBATCH --partition=big\n#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=4\n#SBATCH --mem=90G\n" in others
+    assert "#SBATCH --gpus-per-node=4\n" in others
+    assert "--het-group=1 --ntasks-per-node=1 --ntasks=2 --kill-on-bad-exit=0" in others
+    assert 'srun "${srun_options[@]}" --het-group=0,1 --kill-on-bad-exit=0 --wait=30' in others
+    with pytest.raises(ConfigError, match="SLURM has no arrays of heterogeneous jobs"):
+        replace(plan.job, array=2)
+
+
+def run_with_fake_slurm(script: str, folder: Path) -> str:
+    """What a script says where srun and scontrol print their arguments."""
+    for name in ("srun", "scontrol"):
+        (folder / name).write_text('#!/bin/sh\nfor word; do printf "<%s>\\n" "$word"; done\nenv | grep ^NCCL_\n')
+        (folder / name).chmod(0o755)
+    environment = {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "1",
+        "SLURM_JOB_NODELIST": "node1",
+        "HF_TOKEN": "very secret",
+    }
+    finished = subprocess.run(
+        ["bash", "-c", script], env=environment, cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert finished.stderr == ""
+    return finished.stdout
+
+
+def test_a_container_is_asked_of_pyxis_word_by_word(tmp_path: Path) -> None:
+    plan = plan_of("pyxis", "evaluate")
+    container = ContainerConfig(
+        image="nvcr.io#nvidia/nemo:25.09", mounts=("/lustre:/lustre", "/a b/$x:/a b/$x:ro"), mount_home=True
+    )
+    output = run_with_fake_slurm(render(replace(plan, cluster=replace(plan.cluster, container=container))), tmp_path)
+    assert output.split("\n")[1:6] == [
+        "<--mpi=pmix>",
+        "<--container-image=nvcr.io#nvidia/nemo:25.09>",
+        "<--container-mounts=/lustre:/lustre,/a b/$x:/a b/$x:ro>",
+        "<--container-workdir=/shared/my project>",
+        "<--container-mount-home>",
+    ]
+    assert "very secret" not in output
+    assert "<--no-container-mount-home>" in run_with_fake_slurm(render(plan), tmp_path)
+    with pytest.raises(ConfigError, match=r"a comma would part it in two"):
+        ContainerConfig(image="x", mounts=("/a,b:/a,b",))
 
 
 def test_an_array_says_its_place_to_each_job() -> None:
@@ -109,6 +152,10 @@ REFUSED: Mapping[str, tuple[dict[str, Any], str]] = {
     "ranks": ({"job": {"nodes": 3}}, r"3 nodes x 8 ranks are 24, but .* = 8 ranks; set parallel.data_parallel_size=12"),
     "device": ({"run": {"device": "cpu"}}, r"the cluster has 8 GPUs per node but the run has device: cpu"),
     "array": ({"job": {"array": 2}}, r"a training can't be an array"),
+    "torchrun": (
+        {"job": {"components": (ComponentConfig(),)}, "cluster": {"launcher": "torchrun"}},
+        r"a heterogeneous job needs launcher: srun",
+    ),
     "placeholder": ({"job": {"command": ("train", "{rum}")}}, r"'\{rum\}' has an unknown placeholder; valid are run,"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from datetime import timedelta
 
 import torch
@@ -32,3 +33,4 @@ def ping(device: str) -> None:
         raise XTokenError(f"rank {rank} of {world_size} can't reach the others: {reason}") from error
     if int(total) != world_size:
         raise XTokenError(f"rank {rank}: {world_size} ranks add up to {int(total)}; the network or a GPU is broken")
+    sys.stdout.write(f"rank {rank} of {world_size}: all ranks answer\n")
