@@ -104,6 +104,9 @@ class TeacherConfig:
     kind        where its hidden states come from: a model on the student's ranks (colocated) or on other ranks of the
                 job (remote), or what was stored of them (cached)
     checkpoint  the run directory of the teacher's own training, or one checkpoint in it
+    parallel    remote: its own layout, on ranks that come after the student's and those of the teachers before it; null
+                is one rank
+    patience_seconds  remote: how long the student waits for its hidden states before it counts as dead
     projection  the file of W for this pair of tokenizers; null builds it into the run's directory, once
     weight      alpha: L_KD is the sum of weight·L_KD of each teacher
     cache       cached: the name of what was stored, DATA.teachers/NAME beside the data; null: the teacher's name
@@ -118,6 +121,8 @@ class TeacherConfig:
     kind: Literal["colocated", "remote", "cached"] = "colocated"
     model: ModelConfig
     checkpoint: str
+    parallel: ParallelConfig | None = None
+    patience_seconds: float = 300.0
     projection: str | None = None
     loss: LossConfig = field(default_factory=LossConfig)
     weight: float = 1.0
@@ -140,11 +145,32 @@ class TeacherConfig:
             "none of; take fp8.recipe current, blockwise or mxfp8, or null",
         )
         check_fp8(f"teacher {self.name!r}", self.fp8, self.model)
+        require_positive(self, "patience_seconds")
+        require(
+            self.kind == "remote" or self.parallel is None,
+            f"teacher {self.name!r}: a {self.kind} teacher has no layout of its own; leave out parallel, or set "
+            "kind=remote",
+        )
+        require(
+            self.own_layout.virtual_pipeline_model_parallel_size == 1,
+            f"teacher {self.name!r}: a teacher has no virtual pipeline stages; leave out "
+            "parallel.virtual_pipeline_model_parallel_size",
+        )
 
     @property
     def cache_name(self) -> str:
         """The name of its cache beside the data."""
         return self.cache or self.name
+
+    @property
+    def own_layout(self) -> ParallelConfig:
+        """The layout of a remote teacher."""
+        return self.parallel or ParallelConfig()
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks of the job that are this teacher's alone."""
+        return self.own_layout.world_size if self.kind == "remote" else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,16 +365,40 @@ class RunConfig:
             f"virtual pipeline stages take turns at {stages} micro batches, but a step has {self.num_microbatches}; "
             "change global_batch_size or micro_batch_size",
         )
-        tp_size = self.parallel.tensor_model_parallel_size
-        for label, model in (("student", self.student), *((f"teacher {t.name!r}", t.model) for t in self.teachers)):
-            heads, groups = model.num_attention_heads, model.num_query_groups or model.num_attention_heads
-            for count, what in ((heads, "attention heads"), (groups, "query groups")):
-                require(
-                    count % tp_size == 0,
-                    f"{label}: {count} {what} are not divisible by tensor_model_parallel_size {tp_size}",
-                )
+        _check_heads("student", self.student, self.parallel)
+        for teacher in self.teachers:
+            label, layout = f"teacher {teacher.name!r}", teacher.own_layout if teacher.num_ranks else self.parallel
+            _check_heads(label, teacher.model, layout)
+            per_pass = self.train.micro_batch_size * layout.data_parallel_size
+            require(
+                self.train.global_batch_size % per_pass == 0,
+                f"{label}: global_batch_size {self.train.global_batch_size} is not divisible by "
+                f"micro_batch_size x its data_parallel_size = {per_pass}",
+            )
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the job: the student's, then those of each remote teacher."""
+        return self.parallel.world_size + sum(teacher.num_ranks for teacher in self.teachers)
+
+    def rank_names(self) -> list[str]:
+        """How messages name each rank of the job: with the teacher whose it is."""
+        names = [f"rank {rank}" for rank in range(self.parallel.world_size)]
+        for teacher in self.teachers:
+            first = len(names)
+            names += [f"rank {first + i} (teacher {teacher.name!r})" for i in range(teacher.num_ranks)]
+        return names
 
     @property
     def num_microbatches(self) -> int:
         """Micro batches of one step on one data-parallel rank."""
         return self.train.global_batch_size // (self.train.micro_batch_size * self.parallel.data_parallel_size)
+
+
+def _check_heads(label: str, model: ModelConfig, parallel: ParallelConfig) -> None:
+    tp_size = parallel.tensor_model_parallel_size
+    heads, groups = model.num_attention_heads, model.num_query_groups or model.num_attention_heads
+    for count, what in ((heads, "attention heads"), (groups, "query groups")):
+        require(
+            count % tp_size == 0, f"{label}: {count} {what} are not divisible by tensor_model_parallel_size {tp_size}"
+        )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from nemo_xtoken.config import DataConfig
+from nemo_xtoken.config import BlendPart, DataConfig
+from nemo_xtoken.data.blend import BlendedDataset
 from nemo_xtoken.data.dataset import PackedDataset
 from nemo_xtoken.data.manifest import Manifest, Side, TeacherSide
 from nemo_xtoken.data.prepared import PreparedData
@@ -108,3 +109,11 @@ def packed_dataset(data: DataConfig, teachers: Sequence[PreparedTeacher], path: 
         teacher_numbers(teachers, prepared.manifest, path),
         part,
     )
+
+
+def blended_dataset(
+    data: DataConfig, teachers: Sequence[PreparedTeacher], parts: Sequence[BlendPart], first_part: int = 0
+) -> BlendedDataset:
+    """The samples of several prepared data, mixed by weight; `first_part` is the number of the first of them."""
+    datasets = [packed_dataset(data, teachers, part.path, first_part + i) for i, part in enumerate(parts)]
+    return BlendedDataset(datasets, [part.weight for part in parts])

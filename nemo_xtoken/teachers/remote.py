@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -133,6 +133,7 @@ class RemoteSource:
     head      [V_T/tp, h_T], this rank's shard of the teacher's head over the student's tp group, with the options of
               these rows; as receiver, None on the pipeline stages without the student's head
     requests  None on all ranks but one
+    wait_until_ready  returns when the teacher can be asked: loading it may take longer than its answers ever will
     """
 
     def __init__(
@@ -142,9 +143,10 @@ class RemoteSource:
         head: TeacherHead | None,
         receiver: Receiver | None,
         requests: Requests | None,
+        wait_until_ready: Callable[[], None],
     ) -> None:
         self._micro_batch_size, self._tp_group, self._head = micro_batch_size, tp_group, head
-        self.receiver, self._requests = receiver, requests
+        self.receiver, self._requests, self._wait_until_ready = receiver, requests, wait_until_ready
         self._announced: Iterator[SampleRange] = iter(())
         self._asked = 0
         self._checksums: list[int] = []
@@ -160,6 +162,7 @@ class RemoteSource:
 
     def begin(self, announced: Iterator[SampleRange]) -> None:
         """Ask for the first of what `prepare` will announce."""
+        self._wait_until_ready()
         self._announced = announced
         self._ask_for_next()
 
@@ -208,12 +211,12 @@ class RemoteSource:
 
 
 def connect(
-    routes: Routes, rank: int, store: Store, name: str, names: Sequence[str], patience: float
+    routes: Routes, rank: int, store: Store, name: str, name_of: Callable[[int], str], patience: float
 ) -> dict[int, Link]:
     """The links of a rank of a last stage to all ranks that it exchanges hidden states with, by their rank in the job.
 
-    name   of the teacher, the same on both sides
-    names  every rank of the job, as errors name it
+    name     of the teacher, the same on both sides
+    name_of  a rank of the job, as errors name it
     Raises XTokenError where one of them does not come within `patience` seconds.
     """
     is_student = rank in routes.student.last_stage
@@ -221,5 +224,5 @@ def connect(
     # Both sides go in ascending order, so ranks can't wait for one another in a circle.
     for other in routes.peers_of(rank):
         key = f"{name}/{rank}-{other}" if is_student else f"{name}/{other}-{rank}"
-        links[other] = Link(store, key, is_student, names[other], patience)
+        links[other] = Link(store, key, is_student, name_of(other), patience)
     return links

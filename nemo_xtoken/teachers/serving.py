@@ -54,3 +54,8 @@ class Sender:
         """Wait until all that answers the requests up to this one has arrived."""
         while self._on_their_way and self._on_their_way[0][0] <= request:
             self._on_their_way.popleft()[1].wait()
+
+    def settle_all(self) -> None:
+        """Wait until all that was sent has arrived."""
+        while self._on_their_way:
+            self._on_their_way.popleft()[1].wait()

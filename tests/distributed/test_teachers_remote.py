@@ -83,9 +83,11 @@ def _study(
     leader, first = routes.student.last_stage[0], routes.teacher.first_rank
     if rank == leader:
         requests = Requests(Link(store, "requests", True, names[first], PATIENCE))
-    links = connect(routes, rank, store, "states", names, PATIENCE)
+    links = connect(routes, rank, store, "states", names.__getitem__, PATIENCE)
     form = HiddenFormat(WIDTH, torch.float32, torch.device("cpu"))
-    source = RemoteSource(SEQUENCES, tp_group, None, Receiver(routes, rank, links, form, tp_group), requests)
+    source = RemoteSource(
+        SEQUENCES, tp_group, None, Receiver(routes, rank, links, form, tp_group), requests, lambda: None
+    )
     source.begin(iter(plan))
     at, own = routes.student.place_of(rank), routes.student.parallel
     right, began = True, list[float]()
@@ -108,7 +110,7 @@ def _teach(routes: Routes, rank: int, store: Any, names: list[str], seconds: flo
     line = None
     if rank == routes.teacher.first_rank:
         line = RequestLine(Link(store, "requests", False, names[routes.student.last_stage[0]], PATIENCE))
-    sender = Sender(routes, rank, connect(routes, rank, store, "states", names, PATIENCE))
+    sender = Sender(routes, rank, connect(routes, rank, store, "states", names.__getitem__, PATIENCE))
     at, own = routes.teacher.place_of(rank), routes.teacher.parallel
     began: list[float] = []
     while True:
@@ -126,7 +128,7 @@ def _teach(routes: Routes, rank: int, store: Any, names: list[str], seconds: flo
             tokens = tokens_of(samples, number, seed)
             own_rows = hidden_of(held(tokens, at.cp_rank, own.context_parallel_size))
             sender.send(Header(request, number, checksum(tokens), 0), own_rows)
-    sender.settle(len(began))
+    sender.settle_all()
     return began
 
 

@@ -41,11 +41,11 @@ def evaluate(
     Raises DataError for data of another tokenizer, CheckpointError where no checkpoint is complete.
     """
     config = run if isinstance(run, RunConfig) else load_run(_config_path(Path(run)))
-    config = replace(config, parallel=parallel or ParallelConfig())
+    config = replace(config, parallel=parallel or ParallelConfig(), teachers=())
     if config.parallel.world_size != config.parallel.tensor_model_parallel_size:
         raise ConfigError("evaluation runs tensor parallel only: leave the other sizes of parallel at 1")
     task = Task(EVALUATION, "run_rank", (config, str(prepared_path), tuple(questions), max_new_tokens), config.device)
-    return cast("dict[str, float]", run_task(task, config))
+    return cast("dict[str, float]", run_task(task, config.rank_names()))
 
 
 def _config_path(run_dir: Path) -> Path:

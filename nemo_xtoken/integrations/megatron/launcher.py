@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -35,13 +36,14 @@ def launch(config: RunConfig) -> None:
             if not rank:
                 sys.stdout.write(f"{run_dir} is finished: {done} steps are done; raise train.steps to go on\n")
             return
-        run_task(Task("nemo_xtoken.integrations.megatron.train_loop", "run_rank", (config,), config.device), config)
+        task = Task("nemo_xtoken.integrations.megatron.train_loop", "run_rank", (config,), config.device)
+        run_task(task, config.rank_names())
 
 
-def run_task(task: Task, config: RunConfig) -> object:
-    """Run a task of a run's layout: as this process's rank under torchrun or srun, else on local ranks."""
+def run_task(task: Task, ranks: Sequence[str]) -> object:
+    """Run a task of these ranks, by name: as this process's one under torchrun or srun, else on local ones."""
     if rank_of_this_process() is None:
-        return run_locally(task, config.parallel.world_size)
+        return run_locally(task, len(ranks), ranks)
     return task.run("env://")
 
 

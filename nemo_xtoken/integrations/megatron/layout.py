@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from torch.distributed.distributed_c10d import Store
 
 from nemo_xtoken.config import ParallelConfig
 from nemo_xtoken.errors import ConfigError, UnavailableError
+
+TIMEOUT = timedelta(minutes=10)
+"""Of a collective."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Layout:
 
     @property
     def rank(self) -> int:
-        """Number of this rank in the whole job."""
+        """Number of this rank among those of its model."""
         return dist.get_rank()
 
     @property
@@ -59,21 +63,38 @@ class Layout:
         return groups
 
 
-def start(parallel: ParallelConfig, device: str, seed: int, init_method: str = "env://") -> Layout:
+class World(NamedTuple):
+    """Ranks that run one model of a job where others run others: they meet in `store`, as `rank` of `size`."""
+
+    store: Store
+    rank: int
+    size: int
+    timeout: timedelta = TIMEOUT
+
+
+def start(
+    parallel: ParallelConfig, device: str, seed: int, init_method: str = "env://", world: World | None = None
+) -> Layout:
     """Join the job as the rank that RANK, WORLD_SIZE and LOCAL_RANK name; gloo on "cpu", nccl on "cuda".
 
     A process group that is already there is used as it is. Raises ConfigError when the number of ranks is not that of
     the layout, UnavailableError for "cuda" without a GPU.
+
+    world: the ranks that belong to the layout, where they are not all ranks of the job
     """
     rank_device = _choose_device(device)
-    if not dist.is_initialized():
+    backend = "gloo" if device == "cpu" else "nccl"
+    if world is not None:
+        store, rank, size, timeout = world
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    elif not dist.is_initialized():
         _check_world_size(int(os.environ.get("WORLD_SIZE", "1")), parallel)
         dist.init_process_group(
-            backend="gloo" if device == "cpu" else "nccl",
+            backend=backend,
             init_method=init_method,
             rank=int(os.environ.get("RANK", "0")),
             world_size=int(os.environ.get("WORLD_SIZE", "1")),
-            timeout=timedelta(minutes=10),
+            timeout=TIMEOUT,
         )
     _check_world_size(dist.get_world_size(), parallel)
     parallel_state.initialize_model_parallel(

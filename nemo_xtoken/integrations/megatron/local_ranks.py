@@ -70,9 +70,10 @@ class Task(NamedTuple):
         return getattr(importlib.import_module(self.module), self.function)(*self.arguments, init_method)
 
 
-def run_locally(task: Task, world_size: int) -> Any:
+def run_locally(task: Task, world_size: int, names: Sequence[str] = ()) -> Any:
     """Run a task on `world_size` ranks and return what rank 0 returned, which must be picklable.
 
+    names: what messages call the ranks, where it is more than their numbers
     Raises the XTokenError of the first rank that fails; anything else becomes one, with its traceback on stderr.
     """
     on_cpu = task.device == "cpu"
@@ -93,7 +94,7 @@ def run_locally(task: Task, world_size: int) -> Any:
                 processes.append(process)
                 receivers.append(receiver)
             with _forwarding_signals(processes):
-                return _collect(receivers, processes)[0]
+                return _collect(receivers, processes, names or [f"rank {rank}" for rank in range(world_size)])[0]
         finally:
             for process in processes:
                 process.kill()
@@ -119,13 +120,14 @@ def _forwarding_signals(processes: Sequence[BaseProcess]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _collect(receivers: Sequence[Connection], processes: Sequence[BaseProcess]) -> list[Any]:
+def _collect(receivers: Sequence[Connection], processes: Sequence[BaseProcess], names: Sequence[str]) -> list[Any]:
     """Results of all ranks in order; raises for the first that fails."""
     results: dict[int, Any] = {}
     while len(results) < len(receivers):
         waiting = {receiver: rank for rank, receiver in enumerate(receivers) if rank not in results}
         ready: list[Any] = wait(list(waiting))
-        outcomes = {waiting[receiver]: _outcome(waiting[receiver], receiver, processes) for receiver in ready}
+        found = [(waiting[receiver], receiver) for receiver in ready]
+        outcomes = {rank: _outcome(names[rank], receiver, processes[rank]) for rank, receiver in found}
         failures = [outcome for outcome in outcomes.values() if outcome.error]
         if failures:
             # Ranks fail because another one has died, not the other way round.
@@ -138,14 +140,14 @@ def _collect(receivers: Sequence[Connection], processes: Sequence[BaseProcess]) 
     return [results[rank] for rank in range(len(receivers))]
 
 
-def _outcome(rank: int, receiver: Connection, processes: Sequence[BaseProcess]) -> Outcome:
+def _outcome(name: str, receiver: Connection, process: BaseProcess) -> Outcome:
     try:
         return receiver.recv()
     except EOFError:
-        processes[rank].join()
-    code = processes[rank].exitcode or 0
+        process.join()
+    code = process.exitcode or 0
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    message = f"rank {rank} {how}; the same command goes on from the latest checkpoint"
+    message = f"{name} {how}; the same command goes on from the latest checkpoint"
     return Outcome(error=XTokenError.__name__, message=message, has_died=True)
 
 

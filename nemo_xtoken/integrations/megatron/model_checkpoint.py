@@ -33,13 +33,22 @@ def load_model(model: GPTModel | None, path: Path, owner: str, ids: HeadIds) -> 
     A rank without a model (None) only takes part. Raises CheckpointError where there is none, or it is of another
     model; `owner` begins the message. Returns the checkpoint's path.
     """
-    checkpoint = _the_same_on_every_rank(find_checkpoint(path, owner))
     wanted: dict[str, Any] = {} if model is None else model.sharded_state_dict(metadata=dict(METADATA))
+    loaded, checkpoint = load_weights(wanted, path, owner, ids)
+    if model is not None:
+        model.load_state_dict(loaded)
+    return checkpoint
+
+
+def load_weights(wanted: dict[str, Any], path: Path, owner: str, ids: HeadIds) -> tuple[dict[str, Any], Path]:
+    """Some of a model's weights, as `load_model` finds and checks them, and their checkpoint.
+
+    wanted: this rank's shards of them, by key; may be empty. Every rank must call it.
+    """
+    checkpoint = _the_same_on_every_rank(find_checkpoint(path, owner))
     check_fits(wanted, checkpoint, owner, ids)
     loaded: Any = dist_checkpointing.load({"model": wanted}, str(checkpoint))
-    if model is not None:
-        model.load_state_dict(loaded["model"])
-    return checkpoint
+    return loaded["model"], checkpoint
 
 
 def check_fits(wanted: dict[str, Any], checkpoint: Path, owner: str, ids: HeadIds) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,9 @@ MAY_CHANGE = (
     "train.hang_seconds",
 )
 """What may differ when a run is resumed: none of it decides what the steps compute, up to rounding."""
+
+OF_A_TEACHER = re.compile(r"teachers\.\d+\.(kind|patience_seconds|parallel)(\..*)?")
+"""The same of each teacher: where it runs."""
 
 MAY_NOT_CHANGE = ("parallel.use_distributed_optimizer",)
 """What may not, though it is within: the optimizer's state is stored in another form."""
@@ -79,6 +83,7 @@ def check_config(config: RunConfig) -> None:
 
 def _may_change(name: str) -> bool:
     allowed = any(name == field or name.startswith(f"{field}.") for field in MAY_CHANGE)
+    allowed = allowed or OF_A_TEACHER.fullmatch(name) is not None
     return allowed and name not in MAY_NOT_CHANGE
 
 

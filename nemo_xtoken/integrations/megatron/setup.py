@@ -12,12 +12,11 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from nemo_xtoken.config import BlendPart, LossConfig, ParallelConfig, RunConfig, TeacherConfig
+from nemo_xtoken.config import BlendPart, LossConfig, ParallelConfig, RunConfig
 from nemo_xtoken.data.batches import GlobalBatches
-from nemo_xtoken.data.blend import BlendedDataset
 from nemo_xtoken.data.manifest import Manifest, TeacherSide
 from nemo_xtoken.data.prepared import PreparedData
-from nemo_xtoken.data.run_data import check_lengths, check_same_tokenizers, packed_dataset, prepared_teachers
+from nemo_xtoken.data.run_data import blended_dataset, check_lengths, check_same_tokenizers, prepared_teachers
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.megatron.balance import Balance
 from nemo_xtoken.integrations.megatron.cached_teacher import cached_source
@@ -29,9 +28,11 @@ from nemo_xtoken.integrations.megatron.learnt_projection import LearntProjection
 from nemo_xtoken.integrations.megatron.model_checkpoint import HeadIds
 from nemo_xtoken.integrations.megatron.optimizer import build_optimizer, build_schedule, wrap_data_parallel
 from nemo_xtoken.integrations.megatron.projection_file import projection_file
+from nemo_xtoken.integrations.megatron.remote_teacher import remote_source
 from nemo_xtoken.integrations.megatron.step import Objective
 from nemo_xtoken.integrations.megatron.student import build_student
 from nemo_xtoken.integrations.megatron.teacher import ColocatedSource, load_teacher
+from nemo_xtoken.integrations.megatron.worlds import Job
 from nemo_xtoken.projection import ProjectionMatrix
 from nemo_xtoken.teachers import Teacher, TeacherSource
 from nemo_xtoken.types import DistillBatch
@@ -74,7 +75,7 @@ class Training:
         )
 
 
-def set_up(config: RunConfig, layout: Layout) -> Training:
+def set_up(config: RunConfig, layout: Layout, job: Job | None = None) -> Training:
     """Build everything and resume from the latest checkpoint. Raises XTokenError for what does not fit together."""
     if config.fp8 is not None or any(teacher.fp8 is not None for teacher in config.teachers):
         raise ConfigError("fp8 can't be trained with in this version; remove it to train as train.bf16 says")
@@ -91,7 +92,7 @@ def set_up(config: RunConfig, layout: Layout) -> Training:
     dtype = torch.bfloat16 if config.train.bf16 else torch.float32
     student = build_student(config, layout, ids.size)
     head = head_weight(student[-1]) if layout.is_last_stage else None
-    teachers, sources, teacher_inputs = _teachers(config, manifest, layout, head, dtype)
+    teachers, sources, teacher_inputs = _teachers(config, manifest, layout, head, dtype, job)
     models = [wrap_data_parallel(model, config) for model in student]
     optimizer = build_optimizer(models, config)
     schedule = build_schedule(optimizer, config.optimizer, config.train.steps)
@@ -133,10 +134,11 @@ def check(config: RunConfig, path: str, manifest: Manifest) -> None:
         )
     teachers = prepared_teachers(config.teachers, manifest, path)
     _check_length("data.student_sequence_length", config.data.student_sequence_length, config.parallel)
-    for teacher in teachers:
+    for teacher, settings in zip(teachers, config.teachers, strict=True):
         own = any(entry.teacher == teacher.name for entry in config.data.teacher_lengths)
         key = f"the length of {teacher.name} in data.teacher_lengths" if own else "data.teacher_sequence_length"
-        _check_length(key, config.data.teacher_length(teacher.name), config.parallel)
+        for parallel in (config.parallel, settings.own_layout):
+            _check_length(key, config.data.teacher_length(teacher.name), parallel)
 
 
 def _check_length(key: str, length: int, parallel: ParallelConfig) -> None:
@@ -152,18 +154,23 @@ def _check_length(key: str, length: int, parallel: ParallelConfig) -> None:
 
 
 def _teachers(
-    config: RunConfig, manifest: Manifest, layout: Layout, student_head: torch.Tensor | None, dtype: torch.dtype
+    config: RunConfig,
+    manifest: Manifest,
+    layout: Layout,
+    student_head: torch.Tensor | None,
+    dtype: torch.dtype,
+    job: Job | None,
 ) -> tuple[tuple[Teacher, ...], tuple[TeacherSource, ...], Inputs]:
     """The teachers where this rank has the student's head, their sources on all ranks, and what they were read from."""
     inputs: Inputs = {}
     teachers: list[Teacher] = []
     sources: list[TeacherSource] = []
     prepared = prepared_teachers(config.teachers, manifest, config.data.parts[0].path)
-    for teacher, side in zip(config.teachers, prepared, strict=True):
+    for number, (teacher, side) in enumerate(zip(config.teachers, prepared, strict=True)):
         projection = projection_file(teacher.projection, Path(config.run_dir), manifest.student, side)
         matrix = ProjectionMatrix.load(projection)
         matrix.check_pair(manifest.student.fingerprint, side.fingerprint)
-        source, checkpoint = _source(config, teacher, side, layout, dtype)
+        source, checkpoint = _source(config, number, side, layout, dtype, job)
         sources.append(source)
         suffix = f" of {teacher.name}" if len(config.teachers) > 1 else ""
         inputs |= {f"teacher checkpoint{suffix}": checkpoint, f"projection{suffix}": file_key(projection)}
@@ -174,15 +181,16 @@ def _teachers(
 
 
 def _source(
-    config: RunConfig, teacher: TeacherConfig, side: TeacherSide, layout: Layout, dtype: torch.dtype
+    config: RunConfig, number: int, side: TeacherSide, layout: Layout, dtype: torch.dtype, job: Job | None
 ) -> tuple[TeacherSource, str]:
-    """Where the teacher's hidden states come from, and the name of the checkpoint that they are of."""
+    """Where the hidden states of teacher `number` come from, and the name of the checkpoint that they are of."""
+    teacher = config.teachers[number]
     if teacher.kind == "cached":
         return cached_source(config, teacher, layout, dtype)
-    if teacher.kind != "colocated":
-        raise ConfigError(
-            f"teacher {teacher.name!r}: kind {teacher.kind} can't be trained with; take colocated or cached"
-        )
+    if teacher.kind == "remote":
+        assert job is not None
+        source, checkpoint = remote_source(config, number, side, layout, dtype, job)
+        return source, checkpoint.name
     model, checkpoint = load_teacher(
         teacher,
         layout,
@@ -196,10 +204,8 @@ def _source(
 def _batches(
     config: RunConfig, layout: Layout, parts: Sequence[BlendPart], consumed_samples: int, first_part: int = 0
 ) -> GlobalBatches:
-    datasets = [packed_dataset(config.data, config.teachers, part.path, first_part + i) for i, part in enumerate(parts)]
-    dataset = BlendedDataset(datasets, [part.weight for part in parts])
-    dp = layout.groups.dp
-    train = config.train
+    dp, train = layout.groups.dp, config.train
+    dataset = blended_dataset(config.data, config.teachers, parts, first_part)
     return GlobalBatches(
         dataset, train.micro_batch_size, train.global_batch_size, dp.rank(), dp.size(), consumed_samples
     )

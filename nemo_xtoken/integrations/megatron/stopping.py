@@ -21,6 +21,11 @@ class StopRequest:
     def __init__(self) -> None:
         self._heard = 0
 
+    @property
+    def heard(self) -> int:
+        """The signal that this rank has heard, 0 for none."""
+        return self._heard
+
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
         """Hear the signals instead of dying of them."""

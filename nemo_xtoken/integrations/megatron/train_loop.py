@@ -14,6 +14,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from nemo_xtoken.config import RunConfig
 from nemo_xtoken.errors import StoppedError, XTokenError
 from nemo_xtoken.integrations.megatron import layout as layouts
+from nemo_xtoken.integrations.megatron import worlds
 from nemo_xtoken.integrations.megatron.checkpoint import Position
 from nemo_xtoken.integrations.megatron.checkpoint_files import checkpoint_path
 from nemo_xtoken.integrations.megatron.layout import Layout
@@ -23,6 +24,8 @@ from nemo_xtoken.integrations.megatron.progress import ProgressDisplay
 from nemo_xtoken.integrations.megatron.setup import Training, set_up
 from nemo_xtoken.integrations.megatron.step import Counts, Scales, count_global_batch, sum_reports, with_total
 from nemo_xtoken.integrations.megatron.stopping import StopRequest, Watchdog
+from nemo_xtoken.integrations.megatron.teacher_ranks import serve
+from nemo_xtoken.integrations.megatron.worlds import Job
 from nemo_xtoken.teachers import SampleRange
 from nemo_xtoken.types import DistillBatch
 
@@ -31,19 +34,25 @@ Line = dict[str, float | int]
 
 def run_rank(config: RunConfig, init_method: str) -> None:
     """Train as the rank that the environment names, from the latest checkpoint to `train.steps`."""
-    layout = layouts.start(config.parallel, config.device, config.train.seed, init_method)
+    job = worlds.join(config, init_method)
+    parallel = config.parallel if job is None else job.own.parallel
+    world = None if job is None else job.world
+    layout = layouts.start(parallel, config.device, config.train.seed, init_method, world)
     try:
-        train(config, layout)
+        if job is None or job.teacher is None:
+            train(config, layout, job)
+        else:
+            serve(config, layout, job, job.teacher)
     finally:
         layouts.stop()
 
 
-def train(config: RunConfig, layout: Layout) -> None:
-    """Train on a layout that has been started."""
+def train(config: RunConfig, layout: Layout, job: Job | None = None) -> None:
+    """Train on a layout that has been started, in a job that has remote teachers, or in none."""
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest().listening())
         watchdog = stack.enter_context(Watchdog(config.train.hang_seconds).watching())
-        training = set_up(config, layout)
+        training = set_up(config, layout, job)
         stack.callback(training.objective.close)
         start = training.start
         training.objective.begin(lambda: announced(config, start))
