@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
-from nemo_xtoken.config import RunConfig
+from nemo_xtoken.config import ParallelConfig, RunConfig
 from nemo_xtoken.errors import ConfigError, require
 from nemo_xtoken.launch.cluster import ClusterConfig
 from nemo_xtoken.launch.job import ComponentConfig, JobConfig
@@ -125,22 +125,35 @@ def _cluster_of(part: ComponentConfig, cluster: ClusterConfig) -> ClusterConfig:
 
 
 def _check_ranks(run: RunConfig, cluster: ClusterConfig, job: JobConfig) -> None:
-    ranks, wanted, layout = job.nodes * cluster.ranks, run.parallel.world_size, run.parallel
+    ranks, wanted = job.nodes * cluster.ranks, run.world_size
+    remote = "".join(
+        f" + teacher {teacher.name!r} {_product(teacher.own_layout)}" for teacher in run.teachers if teacher.num_ranks
+    )
+    total = f", {wanted} in all" if remote else ""
     require(
         ranks == wanted,
-        f"{job.nodes} nodes x {cluster.ranks} ranks are {ranks}, but the run's layout is tensor "
-        f"{layout.tensor_model_parallel_size} x pipeline {layout.pipeline_model_parallel_size} x context "
-        f"{layout.context_parallel_size} x data {layout.data_parallel_size} = {wanted} ranks; {_what_fits(run, ranks)}",
+        f"{job.nodes} nodes x {cluster.ranks} ranks are {ranks}, but the run's layout is "
+        f"{_product(run.parallel)}{remote}{total}; {_what_fits(run, ranks)}",
     )
     require(not job.array, "a training can't be an array: its ranks belong together; set job.array=0")
+
+
+def _product(layout: ParallelConfig) -> str:
+    return (
+        f"tensor {layout.tensor_model_parallel_size} x pipeline {layout.pipeline_model_parallel_size} x context "
+        f"{layout.context_parallel_size} x data {layout.data_parallel_size} = {layout.world_size} ranks"
+    )
 
 
 def _what_fits(run: RunConfig, ranks: int) -> str:
     """The data parallel size that would make the run's layout as large as the job, where there is one."""
     others = run.parallel.world_size // run.parallel.data_parallel_size
-    if ranks % others:
-        return f"set job.nodes so that its ranks are a multiple of {others}"
-    return f"set parallel.data_parallel_size={ranks // others} or job.nodes"
+    of_teachers = run.world_size - run.parallel.world_size
+    of_student = ranks - of_teachers
+    if of_student <= 0 or of_student % others:
+        beside = f", beside the teachers' {of_teachers}," if of_teachers else ""
+        return f"set job.nodes so that its ranks{beside} are a multiple of {others}"
+    return f"set parallel.data_parallel_size={of_student // others} or job.nodes"
 
 
 def _check_placeholders(word: str) -> None:

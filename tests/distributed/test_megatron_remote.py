@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +9,13 @@ import pytest
 
 from nemo_xtoken.config import ParallelConfig, RunConfig, TrainConfig
 from nemo_xtoken.integrations.megatron import launch
-from nemo_xtoken.integrations.megatron.checkpoint_files import checkpoint_path
 from tests.distributed import toy
 from tests.distributed.test_megatron_training import assert_same_curve
 
 TEACHER = replace(toy.TEACHER, num_layers=2)
-TRAIN = replace(toy.TRAIN, steps=5, checkpoint_interval=2, keep_checkpoints=9, validation_interval=2, validation_batches=1)
+TRAIN = replace(
+    toy.TRAIN, steps=5, checkpoint_interval=2, keep_checkpoints=9, validation_interval=2, validation_batches=1
+)
 
 ONE = ParallelConfig()
 TP2 = ParallelConfig(tensor_model_parallel_size=2)

@@ -48,7 +48,8 @@ def fill_caches(config: RunConfig, job: CacheJob) -> list[Filled] | None:
     XTokenError; what was written stays, and another call goes on.
     """
     check_job(config, job)
-    filled = run_task(Task(MODULE, "run_rank", (config, job), config.device), config)
+    ranks = config.rank_names()[: config.parallel.world_size]
+    filled = run_task(Task(MODULE, "run_rank", (config, job), config.device), ranks)
     return None if rank_of_this_process() else cast("list[Filled]", filled)
 
 
