@@ -8,12 +8,12 @@ from typing import Literal
 
 from nemo_xtoken.errors import require, require_positive
 from nemo_xtoken.fp8_config import Fp8Config
-from nemo_xtoken.loss_config import Balance, BalanceConfig, Direction, LossConfig, LossMode, Merge
+from nemo_xtoken.loss_config import Balance, BalanceConfig, Direction, Implementation, LossConfig, LossMode, Merge
 
 __all__ = [
-    "Balance", "BalanceConfig", "BlendPart", "DataConfig", "Direction", "Fp8Config", "LossConfig", "LossMode",
-    "Merge", "ModelConfig", "OptimizerConfig", "ParallelConfig", "RunConfig", "TeacherConfig", "TeacherLength",
-    "TrainConfig",
+    "Balance", "BalanceConfig", "BlendPart", "DataConfig", "Direction", "Fp8Config", "Implementation", "LossConfig",
+    "LossMode", "Merge", "ModelConfig", "OptimizerConfig", "ParallelConfig", "RunConfig", "TeacherConfig",
+    "TeacherLength", "TrainConfig",
 ]  # fmt: skip
 
 FILE_NAME = re.compile(r"[A-Za-z0-9._-]+")

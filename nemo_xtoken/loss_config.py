@@ -11,6 +11,7 @@ LossMode = Literal["p_kl", "h_kl", "gold", "uld", "strict_top_k", "same_tokenize
 Merge = Literal["mean", "first", "last"]
 Direction = Literal["forward", "reverse"]
 Balance = Literal["dynamic", "micro_batch", "fixed"]
+Implementation = Literal["auto", "torch", "triton"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,9 @@ class LossConfig:
     sorted_cap        GOLD, H-KL, ULD: most entries of the sorted L1
     strict_top_k      strict top-k: how many of the teacher's likeliest tokens of a chunk are looked at
     one_to_one_only   leave out chunks of more than one token on either side
-    block_rows        rows of logits held at a time; memory grows with it, the result does not depend on it
+    block_memory_mib  memory of the loss above its inputs and their gradients; only a chunk that is longer takes more
+    block_rows        rows of logits held at a time; null is as many as block_memory_mib allows. Results are the same
+    implementation    of what dominates on a GPU; auto is triton on CUDA where it is installed, else torch
     """
 
     mode: LossMode = "p_kl"
@@ -38,10 +41,16 @@ class LossConfig:
     sorted_cap: int = 8192
     strict_top_k: int = 16
     one_to_one_only: bool = False
-    block_rows: int = 512
+    block_memory_mib: float = 256.0
+    block_rows: int | None = None
+    implementation: Implementation = "auto"
 
     def __post_init__(self) -> None:
-        require_positive(self, "temperature", "sorted_cap", "strict_top_k", "block_rows")
+        require_positive(self, "temperature", "sorted_cap", "strict_top_k", "block_memory_mib")
+        require(
+            self.block_rows is None or self.block_rows > 0,
+            f"block_rows must be null or positive, got {self.block_rows}",
+        )
         require(
             self.teacher_top_k is None or self.teacher_top_k > 0,
             f"teacher_top_k must be null or positive, got {self.teacher_top_k}",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from nemo_xtoken.config import Implementation
 from nemo_xtoken.errors import ConfigError, UnavailableError
 
-Implementation = Literal["auto", "torch", "triton"]
 TRITON_DTYPES = (torch.float32, torch.bfloat16)
 """What the Triton programs read and write; they add up in float32, so float64 is the reference's."""
 

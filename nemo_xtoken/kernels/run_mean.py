@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from nemo_xtoken.kernels.choice import Implementation, takes_triton
+from nemo_xtoken.config import Implementation
+from nemo_xtoken.kernels.choice import takes_triton
 from nemo_xtoken.kernels.precision import accumulated
 from nemo_xtoken.losses.merge import run_mean
 

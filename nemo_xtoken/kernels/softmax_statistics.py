@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nemo_xtoken.kernels.choice import Implementation, takes_triton
+from nemo_xtoken.config import Implementation
+from nemo_xtoken.kernels.choice import takes_triton
 from nemo_xtoken.kernels.precision import accumulated
 from nemo_xtoken.losses.vocabulary import Vocabulary, local_maximum
 

@@ -50,12 +50,14 @@ class ChunkBlock:
         return cls(student_rows, teacher_rows, positions)
 
 
-def chunk_blocks(chunks: ChunkRows, columns: int, block_rows: int) -> Iterator[ChunkBlock]:
+def chunk_blocks(chunks: ChunkRows, columns: int, block_rows: int | None) -> Iterator[ChunkBlock]:
     """Consecutive blocks of at most block_rows rows a side, fewer of many columns; a longer chunk is one alone.
 
     columns  of both sides together
     """
-    limit = min(block_rows, most_rows(columns, chunks.mask.device))
+    limit = most_rows(columns, chunks.mask.device)
+    if block_rows is not None:
+        limit = min(limit, block_rows)
     rows = torch.maximum(chunks.student_end - chunks.student_start, chunks.teacher_end - chunks.teacher_start)
     for part in _parts(rows.tolist(), limit):  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
         yield ChunkBlock.of(ChunkRows(**{f.name: getattr(chunks, f.name)[part] for f in fields(chunks)}))

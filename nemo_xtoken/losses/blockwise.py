@@ -47,7 +47,7 @@ def blockwise_sums(
     teacher_logits: Tensor,
     comparisons: Sequence[Comparison],
     vocab_sizes: tuple[int, int],
-    block_rows: int,
+    block_rows: int | None,
     weights: Tensor | None = None,
 ) -> ChunkSums:
     """Sums over the chunks of all comparisons, each block's gradient formed in the forward and its logits dropped.
@@ -74,7 +74,7 @@ def _applied(
 class _Plan:
     comparisons: tuple[Comparison, ...]
     student_vocab_size: int
-    block_rows: int
+    block_rows: int | None
 
 
 class _Blockwise(torch.autograd.Function):

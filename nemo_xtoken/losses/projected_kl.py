@@ -62,6 +62,11 @@ def projected_kl_sums(
     if columns is not None:
         student = student.index_select(1, columns)
     teacher_log = merged_teacher(teacher_logits / config.temperature, chunks, config.merge)
+    return renormalised_sums(student, teacher_log, config, vocabulary)
+
+
+def renormalised_sums(student: Tensor, teacher_log: Tensor, config: LossConfig, vocabulary: Vocabulary) -> ChunkSums:
+    """Partial sums of the chunks' P-KL, from both sides on the local teacher columns. Shapes as `renormalised_logs`."""
     teacher_log, student_log = renormalised_logs(teacher_log, student, vocabulary)
     loss, entropy = divergence_and_entropy(teacher_log, student_log, config.direction)
     return ChunkSums(

@@ -2,27 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
 from nemo_xtoken.losses.merge import run_rows
 from nemo_xtoken.types import IGNORED_LABEL, ChunkRows, DistillBatch
 
-TEACHER_ROWS_PER_STUDENT_ROW = 2
-"""A block holds at most this many times `block_rows` teacher rows (unless a single chunk has more)."""
+Fits = Callable[[int, int], bool]
+"""Whether a block may have so many student and so many teacher rows."""
 
 
 @dataclass(frozen=True)
-class RowPlan:
-    """The rows in use, padding left out, and the counted chunks in positions among them.
+class Spans:
+    """The chunks of a block on the host: starts and ends of student and teacher rows, for planning without waits."""
+
+    student_start: list[int]
+    student_end: list[int]
+    teacher_start: list[int]
+    teacher_end: list[int]
+
+    @classmethod
+    def of(cls, chunks: ChunkRows) -> Spans:
+        """Copied from the device."""
+        return cls(**{field.name: getattr(chunks, field.name).tolist() for field in fields(cls)})
+
+    def every_row_is_a_chunk(self, student_rows: int) -> tuple[bool, bool]:
+        """Whether there is one chunk per row, in order: of student rows, and of teacher rows."""
+        rows = list(range(len(self.student_start)))
+        return (
+            len(rows) == student_rows and self.student_start == rows and self.student_end == [r + 1 for r in rows],
+            self.teacher_start == rows and self.teacher_end == [r + 1 for r in rows],
+        )
+
+    def part(self, chunks: slice, student: int, teacher: int) -> Spans:
+        """Some of the chunks, in rows counted from the given ones."""
+        offsets = (student, student, teacher, teacher)
+        lists = (getattr(self, field.name)[chunks] for field in fields(self))
+        return Spans(*([row - offset for row in rows] for rows, offset in zip(lists, offsets, strict=True)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Rows that are looked at together, padding left out, and the counted chunks in positions among them.
 
     student_rows    [n] int64 rows of [b*s] that have a label to predict or lie in a counted chunk, ascending
     labels, mask    [n] their label and cross-entropy weight
     teacher_rows    [m] int64 rows of [b*t] that lie in a counted chunk, chunk after chunk
     teacher_labels  [m] their label
-    chunks          positions in these two
+    chunks, spans   positions in these two, on the device and on the host
     """
 
     student_rows: Tensor
@@ -31,10 +60,11 @@ class RowPlan:
     teacher_rows: Tensor
     teacher_labels: Tensor
     chunks: ChunkRows
+    spans: Spans
 
     @classmethod
-    def of(cls, batch: DistillBatch, chunks: ChunkRows) -> RowPlan:
-        """The plan of a micro batch for the chunks that count, which may be none."""
+    def of(cls, batch: DistillBatch, chunks: ChunkRows) -> Block:
+        """All rows of a micro batch that the chunks that count, which may be none, and cross-entropy need."""
         labels, mask = batch.student_labels.flatten(), batch.student_loss_mask.flatten()
         in_use = (labels != IGNORED_LABEL) & (mask > 0)
         in_use[run_rows(chunks.student_start, chunks.student_end)[0]] = True
@@ -49,31 +79,41 @@ class RowPlan:
             teacher_end=teacher_end,
             mask=chunks.mask,
         )
-        teacher_labels = batch.teacher_labels.flatten()[teacher_rows]
-        return cls(rows, labels[rows], mask[rows], teacher_rows, teacher_labels, positions)
-
-    def blocks(self, block_rows: int) -> Iterator[Block]:
-        """Consecutive blocks of at most block_rows student rows; a longer chunk is a block of its own."""
-        starts, ends, teacher_ends = (
-            t.tolist() for t in (self.chunks.student_start, self.chunks.student_end, self.chunks.teacher_end)
+        return cls(
+            student_rows=rows,
+            labels=labels[rows],
+            mask=mask[rows],
+            teacher_rows=teacher_rows,
+            teacher_labels=batch.teacher_labels.flatten()[teacher_rows],
+            chunks=positions,
+            spans=Spans.of(positions),
         )
+
+    def split(self, fits: Fits) -> Iterator[tuple[Block, slice, slice]]:
+        """Consecutive parts that fit, with their student and teacher rows; a chunk that doesn't is a part by itself."""
         row, chunk, teacher_row = 0, 0, 0
         while row < len(self.student_rows):
-            limit = min(row + block_rows, len(self.student_rows))
-            teacher_limit = teacher_row + TEACHER_ROWS_PER_STUDENT_ROW * block_rows
-            last = chunk
-            while last < len(starts) and ends[last] <= limit and teacher_ends[last] <= teacher_limit:
-                last += 1
-            if last < len(starts) and starts[last] < limit:
-                if starts[last] > row:
-                    limit = starts[last]
-                else:
-                    limit, last = ends[last], last + 1
-            next_teacher_row = teacher_ends[last - 1] if last > chunk else teacher_row
-            yield self._block(slice(row, limit), slice(teacher_row, next_teacher_row), slice(chunk, last))
+            limit, last = self._reach(row, chunk, fits)
+            next_teacher_row = self.spans.teacher_end[last - 1] if last > chunk else teacher_row
+            student, teacher = slice(row, limit), slice(teacher_row, next_teacher_row)
+            yield self._part(student, teacher, slice(chunk, last)), student, teacher
             row, chunk, teacher_row = limit, last, next_teacher_row
 
-    def _block(self, student: slice, teacher: slice, chunk: slice) -> Block:
+    def _reach(self, row: int, chunk: int, fits: Fits) -> tuple[int, int]:
+        """How far the part that begins with this row and chunk goes, in rows and in chunks."""
+        spans, end, last = self.spans, row, chunk
+        first_teacher = spans.teacher_start[chunk] if chunk < len(spans.teacher_start) else 0
+        teachers = 0
+        while end < len(self.student_rows):
+            begins = last < len(spans.student_start) and spans.student_start[last] == end
+            next_end = spans.student_end[last] if begins else end + 1
+            next_teachers = spans.teacher_end[last] - first_teacher if begins else teachers
+            if end > row and not fits(next_end - row, next_teachers):
+                break
+            end, teachers, last = next_end, next_teachers, last + begins
+        return end, last
+
+    def _part(self, student: slice, teacher: slice, chunk: slice) -> Block:
         chunks = ChunkRows(
             student_start=self.chunks.student_start[chunk] - student.start,
             student_end=self.chunks.student_end[chunk] - student.start,
@@ -88,16 +128,5 @@ class RowPlan:
             teacher_rows=self.teacher_rows[teacher],
             teacher_labels=self.teacher_labels[teacher],
             chunks=chunks,
+            spans=self.spans.part(chunk, student.start, teacher.start),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """Rows whose logits are held at the same time, and their chunks in positions among these rows."""
-
-    student_rows: Tensor
-    labels: Tensor
-    mask: Tensor
-    teacher_rows: Tensor
-    teacher_labels: Tensor
-    chunks: ChunkRows

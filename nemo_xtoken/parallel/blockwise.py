@@ -9,8 +9,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_xtoken.kernels.precision import accumulated
-from nemo_xtoken.parallel.blocks import Block, RowPlan
+from nemo_xtoken.parallel.blocks import Block
 from nemo_xtoken.parallel.logits import logits_of, product_gradient
+from nemo_xtoken.parallel.memory import slabs
 from nemo_xtoken.parallel.task import SUMS, Task
 
 
@@ -22,11 +23,11 @@ class BlockwiseLoss(torch.autograd.Function):
         ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, weights: Tensor | None, task: Task
     ) -> tuple[Tensor, Tensor]:
         """The weighted sum of both losses, differentiable in all inputs but the task, and the `SUMS`."""
-        plan = RowPlan.of(task.batch, task.chunks())
-        columns = task.teacher_columns(plan)
+        rows = Block.of(task.batch, task.chunks())
+        task = task.on_top_columns(rows.teacher_rows, task.sizes(head))
         accumulator = _Accumulator(hidden, head, bias, weights, task, any(ctx.needs_input_grad))
-        for block in plan.blocks(task.config.block_rows):
-            accumulator.add(block, columns)
+        for block, _, _ in rows.split(task.sizes(head).block):
+            accumulator.add(block)
         numerator, sums = accumulator.values()
         ctx.mark_non_differentiable(sums)
         ctx.gradients = accumulator.gradients()
@@ -35,10 +36,13 @@ class BlockwiseLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of `forward`'s inputs, once."""
-        gradients = ctx.gradients
+        gradients, scale = ctx.gradients, grads[0]
         ctx.gradients = None
-        # In place: the head's gradient is the largest tensor of the loss.
-        return *(None if gradient is None else gradient.mul_(grads[0]) for gradient in gradients), None
+        # The head's gradient is the largest tensor of the loss: in place, and not at all where that can be seen
+        # without waiting for a device.
+        if scale.is_cuda or scale.item() != 1:
+            gradients = [None if gradient is None else gradient.mul_(scale) for gradient in gradients]
+        return *gradients, None
 
 
 class _Accumulator:
@@ -58,34 +62,56 @@ class _Accumulator:
         self.weights, self.own_weights = weights, None
         if weights is not None:
             self.own_weights = weights.flatten().index_select(0, task.projection().slots).requires_grad_(needs_grad)
-        self.sums = accumulated(hidden.new_zeros(len(SUMS)))
-        self.hidden_grad = accumulated(torch.zeros_like(hidden)) if needs_grad else None
-        self.head_grad = accumulated(torch.zeros_like(head)) if needs_grad else None
-        self.bias_grad = None if bias is None else accumulated(torch.zeros_like(bias))
+        self.dtype = accumulated(hidden[:0]).dtype
+        self.scratch = _Scratch(hidden.new_empty(0, dtype=self.dtype))
+        self.sums = hidden.new_zeros(len(SUMS), dtype=self.dtype)
+        self.hidden_grad = torch.zeros_like(hidden, dtype=self.dtype) if needs_grad else None
+        # The first block's product fills it: a pass over the largest tensor less.
+        self.head_grad = torch.empty_like(head, dtype=self.dtype) if needs_grad else None
+        self.is_first = True
+        self.bias_grad = None if bias is None else torch.zeros_like(bias, dtype=self.dtype)
         self.own_weights_grad = None if self.own_weights is None else torch.zeros_like(self.own_weights)
 
-    def add(self, block: Block, columns: Tensor | None) -> None:
+    def add(self, block: Block) -> None:
         """One block: logits, values and, where asked for, the gradient; nothing of it is kept."""
-        rows = self.hidden.index_select(0, block.student_rows)
-        logits = logits_of(rows, self.head, self.options).detach()
+        teacher, rows = self.task.teacher, self.hidden.index_select(0, block.student_rows)
+        logits = self.scratch.take("student", len(rows), len(self.head))
+        logits_of(rows, self.head, self.options, logits)
+        teacher_logits = None
+        if teacher is not None:
+            teacher_logits = self.scratch.take("teacher", len(block.teacher_rows), teacher.width)
+            teacher.logits(block.teacher_rows, teacher_logits)
+        for tile, student, teachers in block.split(self.task.sizes(self.head).tile):
+            self._tile(logits[student], None if teacher_logits is None else teacher_logits[teachers], tile)
+        if self.needs_grad:
+            self._add_gradients(block, rows, logits)
+
+    def _tile(self, logits: Tensor, teacher_logits: Tensor | None, tile: Block) -> None:
+        """Values of some rows of a block; where a gradient is wanted it takes the place of their logits."""
+        leaf = logits.detach().requires_grad_(self.needs_grad)
         with torch.set_grad_enabled(self.needs_grad):
-            logits.requires_grad_(self.needs_grad)
-            chunks, ce = self.task.block_values(logits, block, columns, self.own_weights)
+            chunks, ce = self.task.values(leaf, teacher_logits, tile, self.own_weights)
             kd = ce.new_zeros(()) if chunks is None else chunks.loss * self.task.config.temperature**2
             partial = self.task.kd_scale * kd + self.task.ce_scale * ce
         metrics = {"ce": ce.detach(), "kd": kd.detach(), **({} if chunks is None else chunks.metrics())}
         self.sums += torch.stack([metrics.get(name, ce.new_zeros(())) for name in SUMS])
-        if self.hidden_grad is not None and self.head_grad is not None:
-            inputs = (logits,) if self.own_weights is None else (logits, self.own_weights)
-            logits_grad, *weights_grad = torch.autograd.grad(partial, inputs)
-            logits_grad = product_gradient(logits_grad, logits.detach(), self.options)
-            if self.bias_grad is not None:
-                self.bias_grad[: len(self.head)] += logits_grad.sum(0)
-            logits_grad = logits_grad.to(self.head.dtype)
-            self.hidden_grad[block.student_rows] = accumulated(logits_grad @ self.head)
-            _add_product(self.head_grad[: len(self.head)], logits_grad.t(), rows)
+        if self.needs_grad:
+            inputs = (leaf,) if self.own_weights is None else (leaf, self.own_weights)
+            gradient, *weights_grad = torch.autograd.grad(partial, inputs)
+            logits.copy_(product_gradient(gradient, logits, self.options))
             if self.own_weights_grad is not None:
                 self.own_weights_grad += weights_grad[0]
+
+    def _add_gradients(self, block: Block, rows: Tensor, product_grad: Tensor) -> None:
+        """The block's part of all gradients, from that at hidden·weightᵀ + bias, [rows, local]."""
+        assert self.hidden_grad is not None
+        assert self.head_grad is not None
+        if self.bias_grad is not None:
+            self.bias_grad[: len(self.head)] += product_grad.sum(0)
+        product_grad = product_grad.to(self.head.dtype)
+        self.hidden_grad[block.student_rows] = accumulated(product_grad @ self.head)
+        _add_product(self.head_grad[: len(self.head)], product_grad.t(), rows, self.is_first)
+        self.is_first = False
 
     def values(self) -> tuple[Tensor, Tensor]:
         """The weighted sum of both losses and all `SUMS`, summed over tp in one all-reduce."""
@@ -96,8 +122,10 @@ class _Accumulator:
 
     def gradients(self) -> tuple[Tensor | None, ...]:
         """Gradients of hidden states, summed over tp, of head and bias shards, and of W's rows, in their dtypes."""
+        self.scratch.clear()
         if self.hidden_grad is None or self.head_grad is None:
             return None, None, None, None
+        self.head_grad[0 if self.is_first else len(self.head) :] = 0
         if self.task.tp_group is not None:
             dist.all_reduce(self.hidden_grad, group=self.task.tp_group)
         bias_grad = None if self.bias is None or self.bias_grad is None else self.bias_grad.to(self.bias.dtype)
@@ -112,9 +140,30 @@ class _Accumulator:
         return gradient.view_as(self.weights)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, without a temporary where the precision is the same."""
+class _Scratch:
+    """Memory that every block uses again."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.held: dict[str, Tensor] = {}
+
+    def take(self, name: str, rows: int, width: int) -> Tensor:
+        """[rows, width], not initialised, valid until the next call with this name."""
+        if name not in self.held or self.held[name].numel() < rows * width:
+            self.held.pop(name, None)
+            self.held[name] = self.like.new_empty(rows * width)
+        return self.held[name][: rows * width].view(rows, width)
+
+    def clear(self) -> None:
+        """Give everything back."""
+        self.held.clear()
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, is_first: bool) -> None:
+    """total += left @ right, or = for the first; where the precision is another one by slabs of rows."""
     if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += accumulated(left @ right)
+        total.addmm_(left, right, beta=0 if is_first else 1)
+        return
+    for slab in slabs(len(total), right.shape[1] * (total.element_size() + left.element_size())):
+        product = left[slab] @ right
+        total[slab] = product if is_first else total[slab] + product

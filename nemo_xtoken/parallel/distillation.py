@@ -16,7 +16,7 @@ from nemo_xtoken.parallel.partition import ShardedPartition
 from nemo_xtoken.parallel.projection import ShardedProjection
 from nemo_xtoken.parallel.sparse_teacher import SparseTeacher
 from nemo_xtoken.parallel.task import Scale, Task, Teacher
-from nemo_xtoken.parallel.vocabulary import RowRange
+from nemo_xtoken.parallel.vocabulary import RowRange, Widths
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.types import DistillBatch, LossTerms, SparseLogits
 
@@ -63,13 +63,15 @@ def distillation_loss(
     rank. Over cp every chunk and row counts on one rank. Numerators and denominators are summed over dp and cp, never
     over tp, before they are divided.
 
-    Value and gradient are computed together, `config.block_rows` rows at a time, then the block's logits are dropped.
+    Value and gradient are computed together, as many rows at a time as `config.block_memory_mib` allows (see `memory`),
+    then the block's logits are dropped; in modes that project through `kernels`, as `config.implementation` says.
     Accumulation is in float32 (float64 for float64 input). Collectives over tp, each of one number per row or chunk
     unless said: per block the softmax maximum and sum (and the sum's backward) of both sides; for P-KL the projected
     mass (and its backward) and one exchange of projected values with its reverse; for GOLD, H-KL and ULD one exchange
     of [c, sorted_cap] values a side, with the student's reverse; for strict top-k an all-gather of [tp, c, k]; for
     `first` and `last` merges of these the labels' log-probabilities. Per call: the values, the hidden gradient
-    [rows, h_S] and, with `teacher_top_k`, an all-gather of [tp, top_k] column maxima. Over cp: the hidden rows that
+    [rows, h_S] and, with `teacher_top_k`, an all-gather of [tp, top_k] column maxima and an all-to-all of one flag per
+    exchanged column. Over cp: the hidden rows that
     chunks lack, see `share_of_rank`, and with `teacher_top_k` the column maxima.
     Raises ConfigError for heads or a cut that do not fit W or the mode, and for sequences that cp can't cut.
     """
@@ -84,12 +86,13 @@ def distillation_loss(
     elif isinstance(teacher_hidden, Tensor) and teacher_head is not None and matrix is not None:
         teacher = Teacher.of(teacher_hidden, teacher_head, matrix, config, student_head, teacher_options, tp_group)
     if teacher is not None:
-        rows = teacher.pair.student_rows
+        rows, widths = teacher.pair.student_rows, teacher.pair.widths
         rows = rows if student_vocab_size is None else rows.clip(student_vocab_size)
     else:
         ranges = RowRange.of_head(student_head, tp_group)
+        widths = Widths(max(len(rows) for rows in ranges))
         rows = ranges[0 if tp_group is None else tp_group.rank()].clip(student_vocab_size or ranges[-1].end)
-    task = Task(batch, teacher, rows, config, tp_group, cp_group, kd_scale, ce_scale, student_options)
+    task = Task(batch, teacher, rows, widths, config, tp_group, cp_group, kd_scale, ce_scale, student_options)
     if weights is not None and not isinstance(matrix, ShardedProjection):
         raise ConfigError("learnable weights need W cut by shard_projection, and a loss mode that projects: 'p_kl'")
     numerator, sums = BlockwiseLoss.apply(student_hidden, student_head, student_options.bias, weights, task)  # pyright: ignore

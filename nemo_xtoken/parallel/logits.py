@@ -11,6 +11,7 @@ from torch import Tensor
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.kernels.precision import accumulated
 from nemo_xtoken.parallel.heads import cut_head
+from nemo_xtoken.parallel.memory import slabs
 from nemo_xtoken.parallel.pair import ShardedPair
 
 
@@ -44,24 +45,44 @@ PLAIN = HeadOptions()
 """A head that is its weight alone."""
 
 
-def logits_of(rows: Tensor, head: Tensor, options: HeadOptions = PLAIN) -> Tensor:
+def logits_of(rows: Tensor, head: Tensor, options: HeadOptions = PLAIN, out: Tensor | None = None) -> Tensor:
     """Logits of hidden states on this rank's columns, in the precision of sums; no collective.
 
-    rows [rows, h], head [V/tp, h] -> [rows, V/tp]. Raises ConfigError for a bias of another length than the head.
+    rows [rows, h], head [V/tp, h] -> [rows, V/tp], in `out` where it is given, and then without a gradient.
+    Raises ConfigError for a bias of another length than the head.
     """
-    logits = accumulated(rows @ head.t())
+    if options.bias is not None and options.bias.shape != head.shape[:1]:
+        raise ConfigError(
+            f"the head's bias has shape {list(options.bias.shape)}, its weight has {len(head)} rows: "
+            "cut both for the same rows"
+        )
+    logits = accumulated(rows @ head.t()) if out is None else _product(rows, head, out)
     if options.bias is not None:
-        if options.bias.shape != head.shape[:1]:
-            raise ConfigError(
-                f"the head's bias has shape {list(options.bias.shape)}, its weight has {len(head)} rows: "
-                "cut both for the same rows"
-            )
-        logits = logits + options.bias
+        logits = torch.add(logits, options.bias, out=out)
     if options.scale != 1:
-        logits = logits * options.scale
+        logits = torch.mul(logits, options.scale, out=out)
     if options.soft_cap is not None:
-        logits = options.soft_cap * torch.tanh(logits / options.soft_cap)
+        bounded = torch.tanh(torch.div(logits, options.soft_cap, out=out), out=out)
+        logits = torch.mul(bounded, options.soft_cap, out=out)
     return logits
+
+
+@torch.no_grad()
+def _product(rows: Tensor, head: Tensor, out: Tensor) -> Tensor:
+    """rows·headᵀ, where the precision of sums is another one by slabs of the head."""
+    if rows.dtype == out.dtype:
+        return torch.mm(rows, head.t(), out=out)
+    for slab in slabs(len(head), len(rows) * rows.element_size()):
+        out[:, slab] = rows @ head[slab].t()
+    return out
+
+
+def logits_of_selected(rows: Tensor, head: Tensor, selected: Tensor, options: HeadOptions, out: Tensor) -> Tensor:
+    """`logits_of` some rows of the head, [selected] int64, in `out` [rows, selected], without a copy of all of them."""
+    for slab in slabs(len(selected), head.shape[1] * head.element_size()):
+        part = selected[slab]
+        out[:, slab] = logits_of(rows, head.index_select(0, part), options.of_rows(part))
+    return out
 
 
 def product_gradient(logits_grad: Tensor, logits: Tensor, options: HeadOptions = PLAIN) -> Tensor:

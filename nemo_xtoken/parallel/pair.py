@@ -9,13 +9,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_xtoken.config import LossConfig
+from nemo_xtoken.kernels import Runs, mean_logits
 from nemo_xtoken.losses.chunk_sums import ChunkSums
 from nemo_xtoken.losses.common_set import common_set_sums, merged_student_log, merged_teacher_log
-from nemo_xtoken.losses.projected_kl import check_same_tokenizer, projected_kl_sums
+from nemo_xtoken.losses.projected_kl import check_same_tokenizer, renormalised_sums
 from nemo_xtoken.losses.vocabulary import Vocabulary, log_softmax
 from nemo_xtoken.parallel.partition import ShardedPartition, shard_partition
 from nemo_xtoken.parallel.projection import ShardedProjection, shard_projection
-from nemo_xtoken.parallel.vocabulary import RowRange
+from nemo_xtoken.parallel.vocabulary import RowRange, Widths
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.types import ChunkRows
 
@@ -37,6 +38,16 @@ class ShardedPair(Protocol):
         """Rows of the teacher's head."""
         ...
 
+    @property
+    def tp_size(self) -> int:
+        """Ranks that it is cut for."""
+        ...
+
+    @property
+    def widths(self) -> Widths:
+        """Columns of the rank that has most."""
+        ...
+
 
 def shard_pair(
     matrix: ProjectionMatrix, config: LossConfig, student_head: Tensor, tp_group: dist.ProcessGroup | None = None
@@ -53,25 +64,44 @@ def shard_pair(
     return shard_partition(matrix, config, student_head, tp_group)
 
 
-def chunk_sums(
-    pair: ShardedProjection | ShardedPartition,
+def projected_sums(
+    means: Tensor,
+    teacher_logits: Tensor,
+    teacher_runs: Runs,
+    pair: ShardedProjection,
+    config: LossConfig,
+    vocabulary: Vocabulary,
+) -> ChunkSums:
+    """This rank's partial sums of P-KL over chunks, without the factor temperature².
+
+    means           [c, local or tied] the student's probabilities of each chunk, up to a factor
+    teacher_logits  [teacher rows, owned]; teacher_runs: the rows of each chunk whose mean counts
+    """  # fmt: skip
+    if teacher_runs.is_every_row:
+        teacher_log = teacher_logits if config.temperature == 1 else teacher_logits / config.temperature
+    else:
+        teacher_log = mean_logits(
+            teacher_logits, teacher_runs.start, teacher_runs.end, config.temperature,
+            implementation=config.implementation,
+        )  # fmt: skip
+    return renormalised_sums(pair.project(means, config.implementation), teacher_log, config, vocabulary)
+
+
+def partition_sums(
     student_log: Tensor,
     student_labels: Tensor,
     teacher_logits: Tensor,
     teacher_labels: Tensor,
     chunks: ChunkRows,
-    columns: Tensor | None,
+    pair: ShardedPartition,
     config: LossConfig,
     vocabulary: Vocabulary,
 ) -> ChunkSums:
-    """This rank's partial sums over chunks, without the factor temperature².
+    """This rank's partial sums over chunks of a loss on a partition, without the factor temperature².
 
     student_log     [rows, local] log-probabilities at the config's temperature; student_labels [rows] in local columns
-    teacher_logits  [teacher rows, owned or selected]; teacher_labels [teacher rows] ids
-    columns         P-KL: the selected ones among the owned teacher columns; None is all of them
-    """
-    if isinstance(pair, ShardedProjection):
-        return projected_kl_sums(student_log, teacher_logits, chunks, pair, columns, config, vocabulary)
+    teacher_logits  [teacher rows, owned]; teacher_labels [teacher rows] ids
+    """  # fmt: skip
     teacher_log = log_softmax(teacher_logits, vocabulary, config.temperature)
     student = merged_student_log(student_log, student_labels, chunks, config.merge, vocabulary)
     local_labels = _local(teacher_labels, pair.teacher_rows)

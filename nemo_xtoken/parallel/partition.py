@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nemo_xtoken.config import LossConfig
 from nemo_xtoken.losses.partition import Partition, common_pairs, others
-from nemo_xtoken.parallel.vocabulary import RowRange, range_of, student_ranges
+from nemo_xtoken.parallel.vocabulary import RowRange, Widths, range_of, student_ranges
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 
 
@@ -26,11 +26,15 @@ class ShardedPartition:
     student_rows  the rank's rows of the student's head, without padded ids
     teacher_rows  [owned] int64, ascending teacher ids whose columns this rank owns: the rows of its teacher head
     partition     in columns local to these two
+    tp_size       ranks that the partition is cut for
+    widths        student rows and teacher columns of the rank that has most
     """
 
     student_rows: RowRange
     teacher_rows: Tensor
     partition: Partition
+    tp_size: int
+    widths: Widths
 
 
 def shard_partition(
@@ -46,7 +50,9 @@ def shard_partition(
     rest = others(matrix.teacher_vocab_size, teacher)
     pair_owner = range_of(students, student)
     is_mine = pair_owner == tp_rank
-    owned_rest = rest[_deal(len(rest), np.bincount(pair_owner, minlength=len(students))) == tp_rank]
+    held = np.bincount(pair_owner, minlength=len(students))
+    rest_owner = _deal(len(rest), held)
+    owned_rest = rest[rest_owner == tp_rank]
     owned = np.sort(np.concatenate([teacher[is_mine], owned_rest]))
     local_student = student[is_mine] - students[tp_rank].start
     arrays = (
@@ -61,6 +67,11 @@ def shard_partition(
         partition=Partition(
             *(torch.as_tensor(array, device=device) for array in arrays),
             rest_length=min(matrix.student_vocab_size - len(student), len(rest)),
+        ),
+        tp_size=len(students),
+        widths=Widths(
+            max(len(rows) for rows in students),
+            int((held + np.bincount(rest_owner, minlength=len(students))).max()),
         ),
     )
 

@@ -1,13 +1,13 @@
 """W between a student's and a teacher's vocabulary that are both sharded over tp.
 
-Student rows lie where Megatron's head puts them. Where a teacher row lies is ours to choose: with the student row that
-gives it the most weight, so that an exact match never crosses a rank. What does cross is one value per chunk for every
-(rank, teacher row) pair in which the rank's students project onto a row that another rank owns.
+Student rows lie where Megatron's head puts them; where a teacher row lies is `placement`'s choice. What crosses is one
+value per chunk for every (rank, teacher row) pair in which the rank's students project onto a row that another rank
+owns.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,17 +15,17 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nemo_xtoken.losses.sparse_projection import scatter_columns
+from nemo_xtoken.config import Implementation
+from nemo_xtoken.kernels import ScatterPlan, scatter_columns
 from nemo_xtoken.parallel.collectives import exchange_rows
-from nemo_xtoken.parallel.vocabulary import RowRange, range_of, student_ranges
+from nemo_xtoken.parallel.placement import Ids, place_columns, unique_pairs
+from nemo_xtoken.parallel.vocabulary import RowRange, Widths, range_of, student_ranges
 from nemo_xtoken.projection.matrix import ProjectionMatrix
-
-Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class ShardedProjection:
-    """One tp rank's part of W.
+    """One tp rank's part of W, or of W on some of its teacher columns.
 
     student_rows      the rank's rows of the student's head, without padded ids
     teacher_rows      [owned] int64, ascending teacher ids whose columns this rank owns: the rows of its teacher head
@@ -34,6 +34,8 @@ class ShardedProjection:
     slots             [entries] int64, where each stands in the rank's rows of W, [local rows, K] flattened
     send, receive     number of values per chunk to and from each tp rank
     receive_columns   [sum(receive)] int64, the owned column that each received value is added to
+    widths            student rows and teacher columns of the rank that has most
+    student_columns   [tied] int64, ascending local student rows with an entry, which `rows` then counts; None: all
     """
 
     student_rows: RowRange
@@ -46,18 +48,63 @@ class ShardedProjection:
     receive: tuple[int, ...]
     receive_columns: Tensor
     tp_group: dist.ProcessGroup | None
+    plan: ScatterPlan
+    widths: Widths
+    student_columns: Tensor | None = None
 
-    def project(self, student: Tensor) -> Tensor:
-        """q = W^T p on the owned columns: [c, local student columns] -> [c, owned].
+    @property
+    def tp_size(self) -> int:
+        """Ranks that W is cut for."""
+        return len(self.send)
+
+    def project(self, student: Tensor, implementation: Implementation = "auto") -> Tensor:
+        """q = W^T p on the owned columns: [c, local or tied student columns] -> [c, owned].
 
         One all-to-all of [sum(send), c] forward and the reverse one backward; none without a tp group.
         """
         owned = len(self.teacher_rows)
-        projected = scatter_columns(student, self.rows, self.columns, self.weights, owned + sum(self.send))
+        projected = scatter_columns(
+            student, self.rows, self.columns, self.weights, owned + sum(self.send),
+            plan=self.plan, implementation=implementation,
+        )  # fmt: skip
         if self.tp_group is None:
             return projected
         received = exchange_rows(projected[:, owned:].t(), self.send, self.receive, self.tp_group).t()
         return projected[:, :owned].scatter_add(1, self.receive_columns.expand(len(student), -1), received)
+
+    def on(self, columns: Tensor) -> ShardedProjection:
+        """W on some of the owned columns, ascending [selected] int64, and on the student rows that it ties to them.
+
+        Collectives: one all-to-all of [sum(receive)] flags; none without a tp group.
+        """
+        owned, sent = len(self.teacher_rows), sum(self.send)
+        place = torch.full((owned + sent,), -1, device=columns.device)
+        place[columns] = torch.arange(len(columns), device=columns.device)
+        receive_columns = place[self.receive_columns]
+        is_sent = (receive_columns >= 0).to(self.weights.dtype)
+        if self.tp_group is not None:
+            flags = exchange_rows(is_sent, self.receive, self.send, self.tp_group) > 0
+            place[owned:][flags] = len(columns) + torch.arange(int(flags.sum()), device=columns.device)
+            send = tuple(int(part.sum()) for part in flags.split(self.send))
+            receive = tuple(int(part.sum()) for part in is_sent.split(self.receive))
+        else:
+            send, receive = self.send, self.receive
+        kept = (place[self.columns] >= 0).nonzero().squeeze(-1)
+        student_columns, rows = self.rows[kept].unique(return_inverse=True)
+        targets = place[self.columns[kept]]
+        return replace(
+            self,
+            teacher_rows=self.teacher_rows[columns],
+            rows=rows,
+            columns=targets,
+            weights=self.weights[kept],
+            slots=self.slots[kept],
+            send=send,
+            receive=receive,
+            receive_columns=receive_columns[receive_columns >= 0],
+            plan=ScatterPlan.of(rows, targets, len(student_columns), len(columns) + sum(send)),
+            student_columns=student_columns,
+        )
 
 
 def shard_projection(
@@ -71,12 +118,13 @@ def shard_projection(
     rows, slots = np.nonzero(matrix.indices >= 0)
     entries = _Entries(rows, slots, matrix.indices[rows, slots].astype(np.int64), matrix.weights[rows, slots])
     tp_rank = 0 if tp_group is None else tp_group.rank()
-    cut = _Cut(entries, range_of(students, entries.student), tp_rank, len(students))
+    cut = _Cut(matrix, entries, range_of(students, entries.student), tp_rank, len(students))
     own_rows = cut.mine.student - students[tp_rank].start
     own_slots = own_rows * matrix.indices.shape[1] + cut.mine.slot
     arrays = (cut.owned, own_rows, cut.columns(), cut.mine.weight, own_slots)
     teacher_rows, local_rows, columns, weights, slots = (torch.as_tensor(a, device=student_head.device) for a in arrays)
     receive, receive_columns = cut.receive()
+    num_columns = len(cut.owned) + sum(cut.send())
     return ShardedProjection(
         student_rows=students[tp_rank],
         teacher_rows=teacher_rows,
@@ -88,6 +136,8 @@ def shard_projection(
         receive=receive,
         receive_columns=torch.as_tensor(receive_columns, device=student_head.device),
         tp_group=tp_group if len(students) > 1 else None,
+        plan=ScatterPlan.of(local_rows, columns, len(students[tp_rank]), num_columns),
+        widths=Widths(max(len(rows) for rows in students), cut.widest),
     )
 
 
@@ -107,15 +157,19 @@ class _Entries:
 class _Cut:
     """W's entries as one rank sees them: its own, those of others that reach its columns, and what is exchanged."""
 
-    def __init__(self, entries: _Entries, student_owner: Ids, tp_rank: int, tp_size: int) -> None:
+    def __init__(
+        self, matrix: ProjectionMatrix, entries: _Entries, student_owner: Ids, tp_rank: int, tp_size: int
+    ) -> None:
         self.tp_rank, self.tp_size = tp_rank, tp_size
-        reached, reached_owner = _heaviest_owner(entries, student_owner)
+        is_exact = matrix.exact_rows[entries.student]
+        reached, reached_owner = place_columns(entries.teacher, student_owner, is_exact, tp_size)
         self.owned = reached[reached_owner == tp_rank]
+        self.widest = int(np.bincount(reached_owner, minlength=tp_size).max())
         column_owner = reached_owner[np.searchsorted(reached, entries.teacher)]
         is_mine = student_owner == tp_rank
         self.mine, self.mine_owner = entries.of(is_mine), column_owner[is_mine]
-        self.sent = _unique_pairs(self.mine_owner, self.mine.teacher, self.mine_owner != tp_rank)
-        self.received = _unique_pairs(student_owner, entries.teacher, (column_owner == tp_rank) & ~is_mine)
+        self.sent = unique_pairs(self.mine_owner, self.mine.teacher, self.mine_owner != tp_rank)
+        self.received = unique_pairs(student_owner, entries.teacher, (column_owner == tp_rank) & ~is_mine)
 
     def columns(self) -> Ids:
         """Column of each own entry: an owned one, or behind these the slot in which it is sent."""
@@ -132,15 +186,3 @@ class _Cut:
         """Values per chunk from each rank, and the owned column that each belongs to."""
         counts = tuple(int(n) for n in np.bincount(self.received[0], minlength=self.tp_size))
         return counts, np.searchsorted(self.owned, self.received[1])
-
-
-def _heaviest_owner(entries: _Entries, student_owner: Ids) -> tuple[Ids, Ids]:
-    """Reached teacher ids, ascending, and for each the rank of its heaviest entry (the lowest student id at a tie)."""
-    order = np.lexsort((entries.student, -entries.weight, entries.teacher))
-    reached, first = np.unique(entries.teacher[order], return_index=True)
-    return reached, student_owner[order][first]
-
-
-def _unique_pairs(rank: Ids, teacher: Ids, kept: NDArray[np.bool_]) -> Ids:
-    """The different (rank, teacher id) pairs, [2, pairs], by rank and then by id."""
-    return np.unique(np.stack([rank[kept], teacher[kept]]), axis=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,23 +20,39 @@ class SparseTeacher:
     """Log-probabilities in the place of logits: they are logits whose softmax has nothing left to divide by.
 
     What a row's entries lack to 1 is spread evenly over the other ids: of a top-k cache the tail, of draws nothing.
+
+    selected  [columns] int64, the columns of this rank that the pair is about; None is all of them
     """
 
     entries: SparseLogits
     pair: ShardedProjection | ShardedPartition
+    selected: Tensor | None = None
 
-    def logits(self, rows: Tensor, columns: Tensor | None) -> Tensor:
-        """Log-probabilities of the given rows on this rank's columns, or on those selected: -> [rows, columns]."""
-        ids = self.pair.teacher_rows if columns is None else self.pair.teacher_rows.index_select(0, columns)
-        entries = self.entries.rows(rows)
+    @property
+    def width(self) -> int:
+        """Columns of its logits on this rank."""
+        return len(self.pair.teacher_rows)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its logits."""
+        return self.entries.log_probs.dtype
+
+    def logits(self, rows: Tensor, out: Tensor) -> Tensor:
+        """Log-probabilities of the given rows on this rank's columns, in out [rows, width]."""
+        ids, entries = self.pair.teacher_rows, self.entries.rows(rows)
         known = entries.ids >= 0
-        dense = tail_log_probability(entries)[:, None].expand(-1, len(ids)).clone()
-        if not len(ids):
-            return dense
-        at = torch.searchsorted(ids, entries.ids.clamp_min(0)).clamp_max(len(ids) - 1)
-        row, entry = (known & (ids[at] == entries.ids)).nonzero(as_tuple=True)
-        dense[row, at[row, entry]] = entries.log_probs[row, entry]
-        return dense
+        out.copy_(tail_log_probability(entries).unsqueeze(-1))
+        if len(ids):
+            at = torch.searchsorted(ids, entries.ids.clamp_min(0)).clamp_max(len(ids) - 1)
+            row, entry = (known & (ids[at] == entries.ids)).nonzero(as_tuple=True)
+            out[row, at[row, entry]] = entries.log_probs[row, entry]
+        return out
+
+    def on(self, columns: Tensor) -> SparseTeacher:
+        """The same on some of this rank's columns, ascending. Collectives: those of `ShardedProjection.on`."""
+        assert isinstance(self.pair, ShardedProjection)
+        return replace(self, pair=self.pair.on(columns), selected=columns)
 
 
 def tail_log_probability(entries: SparseLogits) -> Tensor:

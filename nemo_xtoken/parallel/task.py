@@ -1,4 +1,4 @@
-"""One micro batch's loss, block by block: what the student is compared with, and how."""
+"""One micro batch's loss, a tile of rows at a time: what the student is compared with, and how."""
 
 from __future__ import annotations
 
@@ -8,37 +8,45 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nemo_xtoken.config import LossConfig
+from nemo_xtoken.config import LossConfig, Merge
 from nemo_xtoken.errors import ConfigError
+from nemo_xtoken.kernels import Runs, chunk_probabilities
+from nemo_xtoken.kernels.precision import accumulated
 from nemo_xtoken.losses.chunk_sums import METRICS, ChunkSums, metrics_of
 from nemo_xtoken.losses.cross_entropy import cross_entropy_per_row
 from nemo_xtoken.losses.filters import counted
+from nemo_xtoken.losses.merge import representative_row
 from nemo_xtoken.losses.vocabulary import log_softmax
-from nemo_xtoken.parallel.blocks import Block, RowPlan
+from nemo_xtoken.parallel.blocks import Block
 from nemo_xtoken.parallel.heads import cut_head
-from nemo_xtoken.parallel.logits import PLAIN, HeadOptions, cut_options, logits_of
-from nemo_xtoken.parallel.pair import chunk_sums, shard_pair
+from nemo_xtoken.parallel.logits import PLAIN, HeadOptions, cut_options, logits_of, logits_of_selected
+from nemo_xtoken.parallel.memory import BlockSizes
+from nemo_xtoken.parallel.pair import partition_sums, projected_sums, shard_pair
 from nemo_xtoken.parallel.partition import ShardedPartition
 from nemo_xtoken.parallel.projection import ShardedProjection
 from nemo_xtoken.parallel.sparse_teacher import SparseTeacher
 from nemo_xtoken.parallel.top_columns import top_columns
-from nemo_xtoken.parallel.vocabulary import RowRange, vocabulary_of
+from nemo_xtoken.parallel.vocabulary import RowRange, Widths, vocabulary_of
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.types import ChunkRows, DistillBatch, LossTerms, Sum
 
 Scale = float | Tensor
 SUMS = ("ce", "kd", *METRICS)
-"""Sums that blocks add up: cross-entropy over tokens, the others over chunks; 0 for METRICS that the mode lacks."""
+"""Sums that tiles add up: cross-entropy over tokens, the others over chunks; 0 for METRICS that the mode lacks."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """The frozen side: hidden states, this rank's rows of the head, and its part of the pair."""
+    """The frozen side: hidden states, this rank's rows of the head, and its part of the pair.
+
+    selected  [columns] int64, the rows of the head that the pair is about; None is all of them
+    """
 
     hidden: Tensor
     head: Tensor
     pair: ShardedProjection | ShardedPartition
     options: HeadOptions = PLAIN
+    selected: Tensor | None = None
 
     @classmethod
     def of(
@@ -65,21 +73,41 @@ class Teacher:
             )
         return cls(hidden.detach(), head.detach(), matrix, options)
 
-    def logits(self, rows: Tensor, columns: Tensor | None) -> Tensor:
-        """Logits of the given rows on this rank's columns, or on those selected: -> [rows, columns]."""
+    @property
+    def width(self) -> int:
+        """Columns of its logits on this rank."""
+        return len(self.head) if self.selected is None else len(self.selected)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its logits."""
+        return accumulated(self.head[:0]).dtype
+
+    def logits(self, rows: Tensor, out: Tensor) -> Tensor:
+        """Logits of the given rows on this rank's columns, in out [rows, width]."""
         hidden = self.hidden.index_select(0, rows)
-        if columns is None:
-            return logits_of(hidden, self.head, self.options)
-        return logits_of(hidden, self.head.index_select(0, columns), self.options.of_rows(columns))
+        if self.selected is None:
+            return logits_of(hidden, self.head, self.options, out)
+        return logits_of_selected(hidden, self.head, self.selected, self.options, out)
+
+    def on(self, columns: Tensor) -> Teacher:
+        """The same on some of this rank's columns, ascending. Collectives: those of `ShardedProjection.on`."""
+        assert isinstance(self.pair, ShardedProjection)
+        return replace(self, pair=self.pair.on(columns), selected=columns)
 
 
 @dataclass(frozen=True)
 class Task:
-    """All that the loss of a micro batch needs besides what it is differentiated in."""
+    """All that the loss of a micro batch needs besides what it is differentiated in.
+
+    rows    this rank's rows of the student's head, without padded ids
+    widths  columns of the tp rank that has most
+    """
 
     batch: DistillBatch
     teacher: Teacher | SparseTeacher | None
     rows: RowRange
+    widths: Widths
     config: LossConfig
     tp_group: dist.ProcessGroup | None
     cp_group: dist.ProcessGroup | None
@@ -92,42 +120,85 @@ class Task:
         chunks = counted(self.batch.chunks, self.config)
         return chunks if self.teacher is not None else chunks.masked(torch.zeros_like(chunks.mask)).valid()
 
-    def teacher_columns(self, plan: RowPlan) -> Tensor | None:
-        """The columns of `teacher_top_k` among this rank's, None for all."""
-        top_k = self.config.teacher_top_k
-        if self.teacher is None or top_k is None or self.config.mode != "p_kl":
-            return None
-        no_rows = self.teacher.logits(plan.teacher_rows[:0], None)
-        maximum = no_rows.new_full(no_rows.shape[1:], -torch.inf)
-        for rows in plan.teacher_rows.split(self.config.block_rows):
-            if len(rows):
-                maximum = torch.maximum(maximum, self.teacher.logits(rows, None).amax(0))
+    def sizes(self, head: Tensor) -> BlockSizes:
+        """The rows that fit in the memory of `config` beside a student head of this precision."""
+        item_bytes = max(4, head.element_size())
+        projects = self.teacher is not None and isinstance(self.teacher.pair, ShardedProjection)
+        teacher_width = self.widths.teacher
+        if self.teacher is not None and self.teacher.selected is not None:
+            teacher_width = min(teacher_width, self.config.teacher_top_k or teacher_width)
+        return BlockSizes(
+            config=self.config,
+            student_width=self.widths.student,
+            teacher_width=teacher_width,
+            item_bytes=item_bytes,
+            low_bytes=head.element_size() if head.element_size() < item_bytes else 0,
+            student_tile=5 if projects else 12,
+            teacher_tile=12,
+        )
+
+    def on_top_columns(self, rows: Tensor, sizes: BlockSizes) -> Task:
+        """The same on the columns of `teacher_top_k`: rows [m] are the teacher's in counted chunks.
+
+        Each column's largest logit needs one product of the whole head; the columns kept are computed again later.
+        """
+        teacher, top_k = self.teacher, self.config.teacher_top_k
+        if teacher is None or top_k is None or self.config.mode != "p_kl":
+            return self
+        maximum = torch.full((teacher.width,), -torch.inf, dtype=teacher.dtype, device=rows.device)
+        step = sizes.rows_of(max(1, self.widths.teacher))
+        logits = maximum.new_empty(min(step, len(rows)), teacher.width)
+        for part in rows.split(step) if len(rows) else ():
+            maximum = torch.maximum(maximum, teacher.logits(part, logits[: len(part)]).amax(0))
         if self.cp_group is not None:
             dist.all_reduce(maximum, dist.ReduceOp.MAX, group=self.cp_group)
-        return top_columns(maximum, top_k, self.tp_group)
+        return replace(self, teacher=teacher.on(top_columns(maximum, top_k, self.tp_group)))
 
-    def block_values(
-        self, logits: Tensor, block: Block, columns: Tensor | None, own_weights: Tensor | None
+    def values(
+        self, logits: Tensor, teacher_logits: Tensor | None, tile: Block, own_weights: Tensor | None
     ) -> tuple[ChunkSums | None, Tensor]:
-        """This rank's partial sums over chunks, None without a teacher, and of the cross-entropies.
+        """This rank's partial sums over a tile's chunks, None without a teacher, and of its cross-entropies.
 
-        logits [rows, local real ids]; own_weights [entries] of learnable W
+        logits [rows, local real ids]; teacher_logits [teacher rows, columns]; own_weights [entries] of learnable W
         """
+        labels = self.rows.local(tile.labels)
+        if self.teacher is None or teacher_logits is None:
+            return None, self._cross_entropy(logits, labels, tile)
+        if isinstance(self.teacher.pair, ShardedProjection):
+            return self._projected(logits, teacher_logits, labels, tile, own_weights)
         vocabulary, config = vocabulary_of(self.tp_group), self.config
         log_probs = log_softmax(logits, vocabulary)
-        labels = self.rows.local(block.labels)
-        ce = cross_entropy_per_row(log_probs, labels, block.mask).sum()
-        if self.teacher is None:
-            return None, ce
+        ce = cross_entropy_per_row(log_probs, labels, tile.mask).sum()
         if config.temperature != 1:
             log_probs = log_softmax(logits, vocabulary, config.temperature)
-        teacher_logits = self.teacher.logits(block.teacher_rows, columns)
-        pair = self.teacher.pair if own_weights is None else replace(self.projection(), weights=own_weights)
-        sums = chunk_sums(
-            pair, log_probs, labels, teacher_logits, block.teacher_labels, block.chunks, columns, config,
-            vocabulary,
-        )  # fmt: skip
+        sums = partition_sums(
+            log_probs, labels, teacher_logits, tile.teacher_labels, tile.chunks, self.teacher.pair, config, vocabulary
+        )
         return sums, ce
+
+    def _projected(
+        self, logits: Tensor, teacher_logits: Tensor, labels: Tensor, tile: Block, own_weights: Tensor | None
+    ) -> tuple[ChunkSums, Tensor]:
+        pair, config, vocabulary = self.projection(), self.config, vocabulary_of(self.tp_group)
+        student_runs, teacher_runs = runs_of(tile, config.merge)
+        label_log, means = chunk_probabilities(
+            logits, labels, student_runs, vocabulary, columns=pair.student_columns, temperature=config.temperature,
+            implementation=config.implementation,
+        )  # fmt: skip
+        ce = -(label_log * tile.mask.to(label_log.dtype)).sum()
+        if config.temperature != 1:
+            ce = self._cross_entropy(logits, labels, tile)
+        if own_weights is not None:
+            pair = replace(pair, weights=own_weights)
+        return projected_sums(means, teacher_logits, teacher_runs, pair, config, vocabulary), ce
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor, tile: Block) -> Tensor:
+        none = Runs(labels[:0], labels[:0])
+        label_log, _ = chunk_probabilities(
+            logits, labels, none, vocabulary_of(self.tp_group), columns=labels[:0],
+            implementation=self.config.implementation,
+        )  # fmt: skip
+        return -(label_log * tile.mask.to(label_log.dtype)).sum()
 
     def projection(self) -> ShardedProjection:
         """This rank's part of W, in a mode that projects."""
@@ -147,3 +218,14 @@ class Task:
         names = ("kd", *metrics_of(self.config.mode))
         metrics = {name: Sum(sums[SUMS.index(name)], number) for name in names}
         return LossTerms(numerator, number, {"ce": Sum(ce, tokens), **metrics, "chunk_tokens": Sum(in_chunks, tokens)})
+
+
+def runs_of(tile: Block, how: Merge) -> tuple[Runs, Runs]:
+    """The student and the teacher rows of each chunk whose mean is its distribution up to a factor."""
+    chunks = tile.chunks
+    student, teacher = (chunks.student_start, chunks.student_end), (chunks.teacher_start, chunks.teacher_end)
+    every_student, every_teacher = tile.spans.every_row_is_a_chunk(len(tile.student_rows))
+    if how != "mean":
+        student_row, teacher_row = representative_row(*student, how), representative_row(*teacher, how)
+        student, teacher = (student_row, student_row + 1), (teacher_row, teacher_row + 1)
+    return Runs(*student, every_student), Runs(*teacher, every_teacher)

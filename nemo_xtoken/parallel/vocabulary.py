@@ -67,6 +67,14 @@ def vocabulary_of(tp_group: dist.ProcessGroup | None) -> Vocabulary:
 
 
 @dataclass(frozen=True)
+class Widths:
+    """Columns of the rank that has most of them, the same number on every rank: student's and teacher's."""
+
+    student: int
+    teacher: int = 0
+
+
+@dataclass(frozen=True)
 class RowRange:
     """Rows [start, end) of a head that is sharded contiguously, in tp rank order."""
 

@@ -151,18 +151,23 @@ def test_all_entries_give_the_loss_of_the_hidden_states(mode: str, merge: str) -
 
 def test_a_rank_s_columns_are_those_of_its_pair() -> None:
     problem = random_problem(2)
-    pair = shard_pair(problem.matrix, LossConfig(mode="h_kl"), problem.student_head)
+    pair = shard_pair(problem.matrix, LossConfig(mode="p_kl"), problem.student_head)
     chosen = torch.tensor([1, 5])
     teacher = SparseTeacher(all_entries(problem), pair)
-    expected = problem.teacher_logits.log_softmax(-1)[ROWS][:, pair.teacher_rows[chosen]]
-    torch.testing.assert_close(teacher.logits(ROWS, chosen), expected)
+    expected = problem.teacher_logits.log_softmax(-1)[ROWS][:, pair.teacher_rows]
+    torch.testing.assert_close(logits_of(teacher, ROWS), expected)
+    torch.testing.assert_close(logits_of(teacher.on(chosen), ROWS), expected[:, chosen])
+
+
+def logits_of(teacher: SparseTeacher, rows: Tensor) -> Tensor:
+    return teacher.logits(rows, torch.empty(len(rows), teacher.width, dtype=teacher.dtype))
 
 
 def test_the_tail_of_top_k_is_spread_over_the_others() -> None:
     problem = random_problem(2)
     pair = shard_pair(problem.matrix, LossConfig(mode="h_kl"), problem.student_head)
     kept = choose_top_k(problem.teacher_logits.log_softmax(-1), torch.full((48,), -1), 4)
-    probabilities = SparseTeacher(kept, pair).logits(torch.arange(48), None).exp()
+    probabilities = logits_of(SparseTeacher(kept, pair), torch.arange(48)).exp()
     assert torch.allclose(probabilities.sum(-1), torch.ones(48, dtype=torch.float64))
     rest = 1 - kept.log_probs.exp().sum(-1)
     assert torch.allclose(probabilities.amin(-1), rest / 15)

@@ -27,13 +27,7 @@ class RunMean(torch.autograd.Function):
         logits = logits if logits.stride(1) == 1 else logits.contiguous()
         log_normaliser = None if log_normaliser is None else log_normaliser.contiguous()
         start, end = start.contiguous(), end.contiguous()
-        width = logits.shape[1]
-        means = logits.new_empty(len(start), width, dtype=torch.float32)
-        block = _block(width)
-        launch(
-            _run_means, (len(start), triton.cdiv(width, block)),
-            logits, log_normaliser, start, end, means, width, logits.stride(0), temperature, BLOCK=block,
-        )  # fmt: skip
+        means = run_means(logits, log_normaliser, start, end, temperature)
         ctx.save_for_backward(logits, log_normaliser, start, end)
         ctx.temperature = temperature
         return means
@@ -55,6 +49,19 @@ class RunMean(torch.autograd.Function):
         )  # fmt: skip
         normaliser_grad = None if partial is None else partial.sum(-1)
         return logits_grad, normaliser_grad, None, None, None
+
+
+def run_means(logits: Tensor, log_normaliser: Tensor | None, start: Tensor, end: Tensor, temperature: float) -> Tensor:
+    """`RunMean.forward` without its gradient; columns of the logits are adjacent."""
+    width = logits.shape[1]
+    means = logits.new_empty(len(start), width, dtype=torch.float32)
+    block = _block(width)
+    launch(
+        _run_means, (len(start), triton.cdiv(width, block)),
+        logits, log_normaliser, start.contiguous(), end.contiguous(), means, width, logits.stride(0), temperature,
+        BLOCK=block,
+    )  # fmt: skip
+    return means
 
 
 def run_of_rows(rows: int, start: Tensor, end: Tensor) -> Tensor:

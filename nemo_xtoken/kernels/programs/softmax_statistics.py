@@ -25,18 +25,10 @@ class RowStatistics(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """logits [rows, local] -> [rows], [rows], [rows] or None, [rows, chosen] or None; all float32."""
         logits = logits if logits.stride(1) == 1 else logits.contiguous()
-        places = None if columns is None else _places(columns, logits.shape[1])
+        places = None if columns is None else places_of(columns, logits.shape[1])
         num_chosen = 0 if columns is None else len(columns)
         labels = None if labels is None else labels.contiguous()
-        maximum = logits.new_empty(len(logits), dtype=torch.float32)
-        total = torch.empty_like(maximum)
-        label = None if labels is None else torch.empty_like(maximum)
-        chosen = None if columns is None else maximum.new_empty(len(logits), num_chosen)
-        launch(
-            _row_statistics, (len(logits),),
-            logits, places, labels, maximum, total, label, chosen, logits.shape[1], num_chosen, logits.stride(0),
-            temperature, BLOCK=_block(logits.shape[1]), num_warps=8,
-        )  # fmt: skip
+        maximum, total, label, chosen = row_statistics(logits, places, num_chosen, labels, temperature)
         ctx.save_for_backward(logits, places, labels, maximum)
         ctx.temperature = temperature
         ctx.mark_non_differentiable(maximum)
@@ -47,18 +39,58 @@ class RowStatistics(torch.autograd.Function):
         """The dense gradient of the logits, [rows, local] in their dtype."""
         logits, places, labels, maximum = ctx.saved_tensors
         _, total_grad, label_grad, chosen_grad = (None if grad is None else grad.contiguous() for grad in grads)
-        num_chosen = 0 if places is None or chosen_grad is None else chosen_grad.shape[1]
-        logits_grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        block = _block(logits.shape[1])
-        launch(
-            _logits_gradient, (len(logits), triton.cdiv(logits.shape[1], block)),
-            logits, places, labels, maximum, total_grad, label_grad, chosen_grad, logits_grad, logits.shape[1],
-            num_chosen, logits.stride(0), ctx.temperature, BLOCK=block, num_warps=8,
-        )  # fmt: skip
-        return logits_grad, None, None, None
+        assert total_grad is not None
+        gradient = logits_gradient(
+            logits, places, labels, maximum, total_grad, label_grad, chosen_grad, ctx.temperature
+        )
+        return gradient, None, None, None
 
 
-def _places(columns: Tensor, width: int) -> Tensor:
+def row_statistics(
+    logits: Tensor, places: Tensor | None, num_chosen: int, labels: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Maximum, sum of exponentials, label's and chosen values of logits / temperature: [rows, local], columns adjacent.
+
+    places  [local] int32, see `places_of`
+    """
+    maximum = logits.new_empty(len(logits), dtype=torch.float32)
+    total = torch.empty_like(maximum)
+    label = None if labels is None else torch.empty_like(maximum)
+    chosen = None if places is None else maximum.new_empty(len(logits), num_chosen)
+    launch(
+        _row_statistics, (len(logits),),
+        logits, places, labels, maximum, total, label, chosen, logits.shape[1], num_chosen, logits.stride(0),
+        temperature, BLOCK=_block(logits.shape[1]), num_warps=8,
+    )  # fmt: skip
+    return maximum, total, label, chosen
+
+
+def logits_gradient(
+    logits: Tensor,
+    places: Tensor | None,
+    labels: Tensor | None,
+    shift: Tensor,
+    total_grad: Tensor,
+    label_grad: Tensor | None,
+    chosen_grad: Tensor | None,
+    temperature: float,
+) -> Tensor:
+    """total_grad·exp(x - shift) plus the label's and the chosen columns' gradients, for x = logits / temperature.
+
+    shift, total_grad, label_grad [rows]; chosen_grad [rows, chosen] -> [rows, local] in the dtype of the logits.
+    """
+    num_chosen = 0 if places is None or chosen_grad is None else chosen_grad.shape[1]
+    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    block = _block(logits.shape[1])
+    launch(
+        _logits_gradient, (len(logits), triton.cdiv(logits.shape[1], block)),
+        logits, places, labels, shift, total_grad, label_grad, chosen_grad, gradient, logits.shape[1],
+        num_chosen, logits.stride(0), temperature, BLOCK=block, num_warps=8,
+    )  # fmt: skip
+    return gradient
+
+
+def places_of(columns: Tensor, width: int) -> Tensor:
     """Where among the chosen columns each local column stands, -1 for the others: [chosen] -> [width] int32."""
     places = torch.full((width,), -1, dtype=torch.int32, device=columns.device)
     places[columns] = torch.arange(len(columns), dtype=torch.int32, device=columns.device)
