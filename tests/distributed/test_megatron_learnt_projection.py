@@ -85,7 +85,10 @@ def test_rows_move_and_stay_distributions(folder: Path) -> None:
 
 def test_training_w_changes_what_the_student_learns(folder: Path) -> None:
     frozen, alone = (toy.metrics(config) for config in (toy.student_run(folder, "frozen"), run(folder, "alone")))
-    assert alone[0] == frozen[0], "the first step starts from the same W, and the norm is the student's own"
+    # Sums over W's entries run in another order where W has a gradient, so the last bit may differ.
+    assert alone[0] == pytest.approx(frozen[0], rel=1e-6), (
+        "the first step starts from the same W, and the norm is the student's own"
+    )
     assert all(line["kd"] < fixed["kd"] * (1 - 1e-4) for line, fixed in zip(alone[2:], frozen[2:], strict=True))
     assert not list((folder / "frozen").rglob("learnt-projection*"))
 
