@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_xtoken.alignment.align import align
-from nemo_xtoken.alignment.score_tables import LONGEST_WINDOW, PAIRS, best_chunks
+from nemo_xtoken.alignment.score_tables import LONGEST_WINDOW, LOSS_OF_GAP, LOSS_OF_RUN, better_chunks
 from nemo_xtoken.alignment.token_strings import (
     LONGEST_RUN,
     Flags,
     TokenStrings,
-    equals_run_near,
-    has_equal_near,
+    may_equal_run,
+    may_have_equal,
     token_strings,
 )
 from nemo_xtoken.tokenizers import Tokenizer
@@ -41,26 +41,64 @@ def align_dp(
     Strings are the tokens' bytes in their vocabularies, and the roles of special tokens. Tokens in gaps and in unequal
     pairs are in no chunk. Every chunk is `exact`.
 
-    Windowed: the table is never filled as a whole. Stretches of the exact alignment that no path near it can better are
-    taken from it: equal pairs, a token that stands for a run where nothing else for it is near, and tokens that nothing
-    near is equal to. Tables are filled for windows around the other stretches, of at most LONGEST_WINDOW tokens. So the
-    score is the best of all paths that keep to the exact alignment outside of the windows and where a longer one is
-    cut; it is the whole table's best where both sides together have at most LONGEST_WINDOW tokens. Time and memory are
-    linear in tokens.
+    Windowed: the table is never filled as a whole. Tokens of the exact alignment that no path near it can take better
+    are closed: equal pairs, a token that stands for a run where nothing else for it is near, and tokens that nothing
+    near is equal to. Tables are filled for windows of at most LONGEST_WINDOW tokens around the others, and decide where
+    a path through one is better than the exact alignment. So the score is the best of all paths that keep to the exact
+    alignment outside of the windows and where a longer one is cut; it is the whole table's best where both sides
+    together have at most LONGEST_WINDOW tokens. Time and memory are linear in tokens.
     Raises AlignmentError where the two cover texts of different length.
     """
     nodes = _nodes(align(student, teacher), len(student), len(teacher))
     sides = token_strings(student, student_tokenizer, 1), token_strings(teacher, teacher_tokenizer, 2)
-    paired = _paired(nodes, *sides)
-    settled = _settled(nodes, paired, *sides)
-    windows, outside = _windows(nodes, settled, student.ends, teacher.ends)
-    kept = (paired & outside).nonzero()[0]
-    columns = [nodes[0, kept], nodes[0, kept + 1], nodes[1, kept], nodes[1, kept + 1]]
-    if len(windows):
-        columns = [np.concatenate(pair) for pair in zip(columns, best_chunks(windows, *sides).T, strict=True)]
-        order = columns[0].argsort(kind="stable")
-        columns = [column[order] for column in columns]
-    return Chunks(*columns, exact=np.ones(len(columns[0]), np.bool_))
+    numbers = np.diff(nodes)
+    longer = (numbers[0] * numbers[1] != 1).nonzero()[0]
+    paired = _paired(nodes, numbers, longer, *sides)
+    runs, others = longer[paired[longer]], (~paired).nonzero()[0]
+    windows = _windows(nodes, _opened(nodes, numbers, runs, others, *sides), student.ends, teacher.ends)
+    if not len(windows):
+        return _chunks(_of_paired(nodes, paired))
+    places, losses = _known(nodes, paired, windows)
+    better, found = better_chunks(windows, losses, *sides)
+    kept: Indices = _of_paired(nodes, paired & ~_inside(places[:, better], len(paired)))
+    if not len(found):
+        return _chunks(kept)
+    columns: Indices = np.concatenate([kept, found.T], axis=1)
+    return _chunks(columns[:, columns[0].argsort(kind="stable")])
+
+
+def _of_paired(nodes: Indices, paired: Flags) -> Indices:
+    """[4, c] student start, student end, teacher start, teacher end of the stretches that are chunks."""
+    places = paired.nonzero()[0]
+    return np.stack([nodes[side].take(ends) for side in (0, 1) for ends in (places, places + 1)])
+
+
+def _chunks(columns: Indices) -> Chunks:
+    student_start, student_end, teacher_start, teacher_end = columns
+    return Chunks(student_start, student_end, teacher_start, teacher_end, np.ones(len(student_end), np.bool_))
+
+
+def _known(nodes: Indices, paired: Flags, windows: Indices) -> tuple[Indices, Indices]:
+    """[2, w] the first stretch in each window and the one after its last, and [w] what the exact alignment loses there;
+    more than any path where a window is cut inside of a stretch."""
+    steps: Indices = nodes.sum(axis=0)
+    numbers: Indices = np.diff(steps)
+    losses: Indices = np.where(paired, LOSS_OF_RUN * (numbers > 2), LOSS_OF_GAP * numbers)
+    lost: Indices = np.append(0, losses.cumsum())
+    starts: Indices = windows[:, ::2].sum(axis=1)
+    ends: Indices = windows[:, 1::2].sum(axis=1)
+    first: Indices = np.searchsorted(steps, starts)
+    last: Indices = np.searchsorted(steps, ends, side="right") - 1
+    at_nodes = (steps[first] == starts) & (steps[last] == ends)
+    return np.stack([first, last]), np.where(at_nodes, lost[last] - lost[first], 2 * LONGEST_WINDOW * LOSS_OF_GAP)
+
+
+def _inside(edges: Indices, num_stretches: int) -> Flags:
+    """[g] the stretches from one of the first edges on and before its second. edges: [2, w]"""
+    changes = np.zeros(num_stretches + 1, np.int64)
+    np.add.at(changes, edges[0], 1)
+    np.add.at(changes, edges[1], -1)
+    return changes.cumsum()[:-1] > 0
 
 
 def score(chunks: Chunks, num_student: int, num_teacher: int) -> float:
@@ -75,9 +113,10 @@ def _nodes(chunks: Chunks, num_student: int, num_teacher: int) -> Indices:
     """[2, g + 1] the student's and the teacher's token with which each chunk and each gap begins, and their ends."""
     ends = [np.append(0, end) for end in (chunks.student_end, chunks.teacher_end)]
     starts = [np.append(chunks.student_start, num_student), np.append(chunks.teacher_start, num_teacher)]
-    gaps = ((starts[0] > ends[0]) | (starts[1] > ends[1])).nonzero()[0]
+    nodes = np.stack(ends)
+    gaps = (np.stack(starts) != nodes).any(axis=0).nonzero()[0]
     if not len(gaps):
-        return np.stack(ends)
+        return nodes
     return np.stack([np.insert(end, gaps + 1, start[gaps]) for start, end in zip(starts, ends, strict=True)])
 
 
@@ -86,45 +125,58 @@ def _stretches(nodes: Indices) -> Indices:
     return np.stack([nodes[0, :-1], nodes[0, 1:], nodes[1, :-1], nodes[1, 1:]], axis=1)
 
 
-def _paired(nodes: Indices, student: TokenStrings, teacher: TokenStrings) -> Flags:
-    """[g] stretches of one token, or one and up to LONGEST_RUN, whose strings are equal."""
-    numbers = nodes[:, 1:] - nodes[:, :-1]
-    paired = np.zeros(numbers.shape[1], np.bool_)
-    rest = np.arange(len(paired))
-    for num_student, num_teacher, _ in PAIRS:
-        of_size = (numbers[0, rest] == num_student) & (numbers[1, rest] == num_teacher)
-        places, rest = rest[of_size], rest[~of_size]
-        if not len(places):
-            continue
-        student_runs = student.runs(nodes[0, places], num_student)
-        paired[places] = student_runs == teacher.runs(nodes[1, places], num_teacher)
+def _paired(nodes: Indices, numbers: Indices, longer: Indices, student: TokenStrings, teacher: TokenStrings) -> Flags:
+    """[g] stretches of one token, or one and up to LONGEST_RUN, whose strings are equal.
+
+    numbers [2, g] tokens of each stretch; longer: the stretches that are not of one token on both sides
+    """
+    starts = nodes[:, :-1]
+    paired: Flags = student.runs(starts[0], 1) == teacher.runs(starts[1], 1)
+    paired[longer] = False
+    of_size = (numbers[:, longer].min(axis=0) == 1) & (numbers[:, longer].max(axis=0) <= LONGEST_RUN)
+    places = longer[of_size]
+    if len(places):
+        runs = (side.runs(starts[i, places], numbers[i, places]) for i, side in enumerate((student, teacher)))
+        paired[places] = np.equal(*runs)
     return paired
 
 
-def _settled(nodes: Indices, paired: Flags, student: TokenStrings, teacher: TokenStrings) -> Flags:
-    """[g] stretches that no path near the exact alignment can better.
+def _opened(
+    nodes: Indices, numbers: Indices, runs: Indices, others: Indices, student: TokenStrings, teacher: TokenStrings
+) -> Indices:
+    """[o] the stretch of each token that a path near the exact alignment may take better, ascending.
+
+    runs: the stretches of one token and a run that is equal to it; others: those that are not paired
 
     An equal pair loses nothing. A run loses 1, as every path does at its single token if no equal of that is near on
     the other side, nor of a run with it. The tokens of any other stretch lose 2 each, as on every path if no equal of
     one is near, nor of a run with it, nor a run that is its equal.
     """
-    numbers = nodes[:, 1:] - nodes[:, :-1]
-    settled = np.ones(len(paired), np.bool_)
-    whole = len(student) + len(teacher)
-    near = whole if whole <= LONGEST_WINDOW else NEAR
-    runs = (paired & (numbers.sum(axis=0) > 2)).nonzero()[0]
-    others = (~paired).nonzero()[0]
+    # What is near is counted from where a stretch begins, so that a long one counts as several open tokens.
+    opened = [np.repeat(others[numbers[:, others].max(axis=0, initial=0) > NEAR], 2)]
     for side, (own, other) in enumerate(((student, teacher), (teacher, student))):
         singles = runs[numbers[side, runs] == 1]
-        if len(singles):
-            settled[singles] = ~has_equal_near(nodes[side, singles], own, nodes[1 - side, singles], other, near)
-        tokens = _ranges(nodes[side, others], numbers[side, others])
-        stretches = np.repeat(others, numbers[side, others])
-        if len(tokens):
-            where = tokens, own, nodes[1 - side, stretches], other, near
-            settled[stretches[has_equal_near(*where) | equals_run_near(*where)]] = False
-    # What is near is counted from where a stretch begins.
-    return settled & (paired | (numbers.max(axis=0) <= LONGEST_RUN))
+        counts = numbers[side, others]
+        stretches = np.concatenate((singles, np.repeat(others, counts)))
+        if len(stretches):
+            tokens = np.concatenate((nodes[side, singles], _ranges(nodes[side, others], counts)))
+            around = _around(nodes[1 - side], stretches, len(student) + len(teacher))
+            is_open = may_have_equal(tokens, own, around, other)
+            of_others = slice(len(singles), None)
+            is_open[of_others] |= may_equal_run(tokens[of_others], own, around[:, of_others], other)
+            opened.append(stretches[is_open])
+    return np.sort(np.concatenate(opened))
+
+
+def _around(nodes: Indices, stretches: Indices, num_tokens: int) -> Indices:
+    """[m, k] the places on a side, with these nodes, where a path near the exact alignment may take the tokens of each
+    stretch: in a short text all of it, else NEAR to its beginning and not outside of its window. -1 for none."""
+    if num_tokens <= LONGEST_WINDOW:
+        return np.repeat(np.arange(int(nodes[-1]))[:, None], len(stretches), axis=1)
+    first = nodes[np.maximum(stretches - PADDING, 0)]
+    last = nodes[np.minimum(stretches + PADDING + 1, len(nodes) - 1)]
+    places = nodes[stretches] + np.arange(-NEAR, NEAR)[:, None]
+    return np.where((places >= first) & (places < last), places, -1)
 
 
 def _ranges(starts: Indices, counts: Indices) -> Indices:
@@ -133,25 +185,29 @@ def _ranges(starts: Indices, counts: Indices) -> Indices:
     return repeated + np.arange(len(repeated))
 
 
-def _windows(nodes: Indices, settled: Flags, student_ends: Indices, teacher_ends: Indices) -> tuple[Indices, Flags]:
-    """[w, 4] windows around the stretches that are not settled, and the stretches that are in none."""
-    num_stretches, open_places = len(settled), (~settled).nonzero()[0]
-    if not len(open_places):
-        return np.zeros((0, 4), np.int64), settled
+def _windows(nodes: Indices, opened: Indices, student_ends: Indices, teacher_ends: Indices) -> Indices:
+    """[w, 4] windows around the stretches with open tokens, given the stretch of each.
+
+    One open token alone betters nothing: before the first and after the last token that is taken otherwise, both sides
+    are as far as in the exact alignment. A path that takes a closed token otherwise has strings of different length
+    equal there, and one that takes a single open token otherwise is not as far on both sides after it.
+    """
+    num_stretches = nodes.shape[1] - 1
+    if len(opened) < 2:
+        return np.zeros((0, 4), np.int64)
     if nodes[:, -1].sum() <= LONGEST_WINDOW:
-        return _stretches(nodes[:, [0, -1]]), np.zeros(num_stretches, np.bool_)
-    changes = np.zeros(num_stretches + 1, np.int64)
-    np.add.at(changes, np.maximum(open_places - PADDING, 0), 1)
-    np.add.at(changes, np.minimum(open_places + PADDING + 1, num_stretches), -1)
-    inside = changes.cumsum() > 0
+        return _stretches(nodes[:, [0, -1]])
+    around = [np.maximum(opened - PADDING, 0), np.minimum(opened + PADDING + 1, num_stretches)]
+    inside = np.append(_inside(np.stack(around), num_stretches), False)
     edges = np.diff(inside, prepend=False).nonzero()[0].reshape(-1, 2)
+    edges = edges[np.diff(np.searchsorted(opened, edges))[:, 0] > 1]
     firsts, lasts = nodes[:, edges[:, 0]], nodes[:, edges[:, 1]]
     fits = (lasts - firsts).sum(axis=0) <= LONGEST_WINDOW
     windows = [np.stack([firsts[0], lasts[0], firsts[1], lasts[1]], axis=1)[fits]]
     for first, last in edges[~fits].tolist():
         cuts = np.array(list(_cuts(nodes[:, first : last + 1].T, student_ends, teacher_ends)))
         windows.append(_stretches(cuts.T))
-    return np.concatenate(windows), ~inside[:-1]
+    return np.concatenate(windows)
 
 
 def _cuts(nodes: Indices, student_ends: Indices, teacher_ends: Indices) -> Iterator[Indices]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_xtoken.alignment.token_strings import LONGEST_RUN, Numbers, TokenStrings
+from nemo_xtoken.alignment.token_strings import LONGEST_RUN, Flags, Numbers, TokenStrings
 
 Indices = NDArray[np.int64]
 
@@ -34,72 +34,86 @@ _CELLS = 1 << 20
 """Cells of the tables that are held at a time; each takes some 20 bytes."""
 
 
-def best_chunks(windows: Indices, student: TokenStrings, teacher: TokenStrings) -> Indices:
-    """The chunks [c, 4] of the best path through each window, in no order.
+def better_chunks(
+    windows: Indices, losses: Indices, student: TokenStrings, teacher: TokenStrings
+) -> tuple[Flags, Indices]:
+    """The windows [w] through which a path loses less than is known of each, and the chunks [c, 4] of the best paths
+    through these, in no order.
 
     windows  [w, 4] student start, student end, teacher start, teacher end; at most LONGEST_WINDOW tokens
-    Chunks have the same columns. Of equally good paths one is taken that has more tokens in chunks at its end.
+    losses   [w] in the units of LOSS_OF_RUN
+    Chunks have the windows' columns. Of equally good paths one is taken that has more tokens in chunks at its end.
     """
-    found = [_solve(group, student, teacher) for group in _groups(windows)]
-    return np.concatenate(found) if found else np.zeros((0, 4), np.int64)
+    better = np.zeros(len(windows), np.bool_)
+    found = [np.zeros((0, 4), np.int64)]
+    for places in _groups(windows):
+        group = windows[places]
+        steps, least = _fill(_padded(student, group[:, :2]), _padded(teacher, group[:, 2:]), np.diff(group)[:, ::2])
+        chosen = least < losses[places]
+        if chosen.any():
+            better[places] = chosen
+            found.append(_trace(steps[:, chosen], group[chosen]))
+    return better, np.concatenate(found)
 
 
 def _groups(windows: Indices) -> Iterator[Indices]:
-    """Windows of similar size, in groups whose tables fit into _CELLS."""
+    """The places of windows of similar size, in groups whose tables fit into _CELLS."""
     largest = np.maximum(windows[:, 1] - windows[:, 0], windows[:, 3] - windows[:, 2])
     begin = 0
     for size in (8, 16, 64, LONGEST_WINDOW):
-        same = windows[(largest > begin) & (largest <= size)]
+        same = ((largest > begin) & (largest <= size)).nonzero()[0]
         count = _CELLS // size**2
         for first in range(0, len(same), count):
             yield same[first : first + count]
         begin = size
 
 
-def _solve(windows: Indices, student: TokenStrings, teacher: TokenStrings) -> Indices:
-    steps = _fill(_padded(student, windows[:, :2]), _padded(teacher, windows[:, 2:]))
-    return _trace(steps, windows)
-
-
-def _padded(strings: TokenStrings, spans: Indices) -> list[Numbers]:
-    """For each length of a run: [windows, most tokens of a window] runs from each place on, nameless at the end."""
+def _padded(strings: TokenStrings, spans: Indices) -> Numbers:
+    """[LONGEST_RUN, windows, most tokens of a window] runs of each length from each place on, nameless at the end."""
     size = int((spans[:, 1] - spans[:, 0]).max())
     places = spans[:, :1] + np.arange(size)
-    padded: list[Numbers] = []
-    for length in range(1, LONGEST_RUN + 1):
-        inside = places + length <= spans[:, 1:]
-        padded.append(np.where(inside, strings.runs(places, length), np.uint64(strings.nameless)))
-    return padded
+    lengths: Indices = np.arange(1, LONGEST_RUN + 1)[:, None, None]
+    inside = places + lengths <= spans[:, 1:]
+    return np.where(inside, strings.runs(places, lengths), np.uint64(strings.nameless))
 
 
-def _fill(student: Sequence[Numbers], teacher: Sequence[Numbers]) -> NDArray[np.int8]:
-    """[rows + 1, windows, columns + 1] the step that leads to each cell; rows are student tokens."""
-    count, rows = student[0].shape
-    columns = teacher[0].shape[1]
-    costs = [_costs(step, student, teacher) for step in range(len(PAIRS))]
+def _fill(student: Numbers, teacher: Numbers, ends: Indices) -> tuple[NDArray[np.int8], Indices]:
+    """[rows + 1, windows, columns + 1] the step that leads to each cell, and [windows] the least loss at each end.
+    Rows are student tokens. ends: [windows, 2] the tokens of each window."""
+    _, count, rows = student.shape
+    columns = teacher.shape[2]
+    costs = _costs(student, teacher)
     gaps = np.arange(columns + 1, dtype=np.int16) * np.int16(_UNIT * LOSS_OF_GAP)
     steps = np.full((rows + 1, count, columns + 1), _TEACHER_GAP, np.int8)
     steps[0, :, 0] = _STOP
-    losses = [np.tile(gaps, (count, 1))]
+    losses = np.empty((rows + 1, count, columns + 1), np.int16)
+    losses[0] = gaps
     for row in range(1, rows + 1):
-        best = losses[-1] + np.int16(_UNIT * LOSS_OF_GAP + _STUDENT_GAP)
-        for (down, right, _), cost in zip(PAIRS, costs, strict=True):
-            if down <= row and right <= columns:
+        best = losses[row - 1] + np.int16(_UNIT * LOSS_OF_GAP + _STUDENT_GAP)
+        for down, right, cost in costs:
+            if down <= row:
                 target = best[:, right:]
-                np.minimum(target, losses[-down][:, :-right] + cost[row - down], out=target)
+                np.minimum(target, losses[row - down, :, :-right] + cost[row - down], out=target)
         loss = best & np.int16(-_UNIT)
-        with_gaps = np.minimum.accumulate(loss - gaps, axis=1) + gaps
-        np.copyto(steps[row], best & np.int16(_UNIT - 1), where=with_gaps == loss, casting="unsafe")
-        losses = [*losses[1 - LONGEST_RUN :], with_gaps]
-    return steps
+        np.minimum.accumulate(loss - gaps, axis=1, out=losses[row])
+        losses[row] += gaps
+        np.copyto(steps[row], best & np.int16(_UNIT - 1), where=losses[row] == loss, casting="unsafe")
+    return steps, losses[ends[:, 0], np.arange(count), ends[:, 1]].astype(np.int64) // _UNIT
 
 
-def _costs(step: int, student: Sequence[Numbers], teacher: Sequence[Numbers]) -> NDArray[np.int16]:
-    """[rows - down + 1, windows, columns - right + 1] what a step from each cell costs: _FAR where it is none."""
-    down, right, loss = PAIRS[step]
-    students = student[down - 1][:, : student[0].shape[1] - down + 1].T[:, :, None]
-    teachers = teacher[right - 1][None, :, : teacher[0].shape[1] - right + 1]
-    return np.where(students == teachers, np.int16(_UNIT * loss + step), _FAR)
+def _costs(student: Numbers, teacher: Numbers) -> list[tuple[int, int, NDArray[np.int16]]]:
+    """Of each kind of step by which any window has equal strings: rows down, columns right, and what it costs from
+    each cell, [rows - down + 1, windows, columns - right + 1]; _FAR where it is none."""
+    rows, columns = student.shape[2], teacher.shape[2]
+    costs: list[tuple[int, int, NDArray[np.int16]]] = []
+    for step, (down, right, loss) in enumerate(PAIRS):
+        if down > rows or right > columns:
+            continue
+        students = student[down - 1][:, : rows - down + 1].T[:, :, None]
+        equal = students == teacher[right - 1][None, :, : columns - right + 1]
+        if equal.any():
+            costs.append((down, right, np.where(equal, np.int16(_UNIT * loss + step), _FAR)))
+    return costs
 
 
 def _trace(steps: NDArray[np.int8], windows: Indices) -> Indices:

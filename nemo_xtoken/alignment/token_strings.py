@@ -19,6 +19,13 @@ Flags = NDArray[np.bool_]
 LONGEST_RUN = 4
 """Tokens of one side that may stand for one token of the other."""
 
+_MARGIN = LONGEST_RUN - 1
+"""Places in front of the first token that a run is looked for at."""
+
+_RUN_LENGTHS: Places = np.arange(2, LONGEST_RUN + 1)
+_OWN_LENGTHS: Places = np.repeat(np.arange(1, LONGEST_RUN + 1), np.arange(1, LONGEST_RUN + 1))
+_OWN_OFFSETS: Places = np.concatenate([np.arange(length) for length in range(1, LONGEST_RUN + 1)])
+
 _PAD = role_code("pad")
 _RANDOM = np.random.default_rng(20260).integers(1, 1 << 63, 258, np.uint64)
 _BYTES, (_BASE, _ROLE) = _RANDOM[:256], _RANDOM[256:] * 2 + 1
@@ -40,24 +47,32 @@ class TokenStrings:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def runs(self, places: Places, length: int) -> Numbers:
-        """The numbers of the runs of `length` tokens from each place on; `nameless` where there are fewer."""
-        padded = self._padded(self.numbers) if length == 1 else self._longer[length - 2]
-        return padded.take(places + 1, mode="clip")
+    def runs(self, places: Places, lengths: int | Places) -> Numbers:
+        """The numbers of the runs of so many tokens, at most LONGEST_RUN, from each place on; `nameless` where there
+        are fewer, or none at a place."""
+        if isinstance(lengths, int):
+            return self._table[lengths - 1].take(places + _MARGIN, mode="clip")
+        return self._table.ravel().take(self.rows(lengths) + np.clip(places, -_MARGIN, len(self)))
 
     @cached_property
-    def _longer(self) -> list[Numbers]:
-        """Runs of 2 to LONGEST_RUN tokens, padded."""
-        runs = [self.numbers]
-        for length in range(2, LONGEST_RUN + 1):
-            runs.append(runs[-1][:-1] * self.factors[length - 1 :] + self.numbers[length - 1 :])
-        return list(map(self._padded, runs[1:]))
+    def _table(self) -> Numbers:
+        """[LONGEST_RUN, _MARGIN + n + 1] the run of each length from each place on, nameless on either side."""
+        table = np.full((LONGEST_RUN, _MARGIN + len(self) + 1), self.nameless, np.uint64)
+        table[0, _MARGIN:-1] = self.numbers
+        for length in range(1, LONGEST_RUN):
+            shorter, longer = table[length - 1, _MARGIN : -1 - length], table[length, _MARGIN : -1 - length]
+            np.multiply(shorter, self.factors[length:], out=longer)
+            longer += self.numbers[length:]
+        return table
 
-    def _padded(self, runs: Numbers) -> Numbers:
-        """Runs with a nameless number on either side, which stands for all that are beyond."""
-        padded = np.full(len(runs) + 2, self.nameless, np.uint64)
-        padded[1:-1] = runs
-        return padded
+    @cached_property
+    def remainders(self) -> NDArray[np.uint16]:
+        """[LONGEST_RUN * (_MARGIN + n + 1)] `_table` modulo 2^16, flat: what differs in these is not equal."""
+        return self._table.astype(np.uint16).ravel()
+
+    def rows(self, lengths: Places) -> Places:
+        """Where the runs of these lengths begin in a flat table: from there on one for each place."""
+        return (lengths - 1) * (len(self) + _MARGIN + 1) + _MARGIN
 
 
 def token_strings(encoding: Encoding, tokenizer: Tokenizer, nameless: int) -> TokenStrings:
@@ -65,9 +80,8 @@ def token_strings(encoding: Encoding, tokenizer: Tokenizer, nameless: int) -> To
 
     nameless is the number of tokens that are equal to none: padding, and ids without bytes, such as unknown ones.
     """
-    numbers, factors = _vocabulary(tokenizer)
-    own, factor = numbers[encoding.ids], factors[encoding.ids]
-    own[own == 0] = nameless
+    numbers, factors = _vocabulary(tokenizer, nameless)
+    own, factor = numbers.take(encoding.ids), factors.take(encoding.ids)
     if encoding.roles is not None:
         special = encoding.roles.nonzero()[0]
         roles = encoding.roles[special]
@@ -76,38 +90,27 @@ def token_strings(encoding: Encoding, tokenizer: Tokenizer, nameless: int) -> To
     return TokenStrings(own, factor, nameless)
 
 
-def has_equal_near(tokens: Places, own: TokenStrings, partners: Places, other: TokenStrings, near: int) -> Flags:
-    """[k] which tokens have an equal among the `near` tokens of the other side before and after a place there.
+def may_have_equal(tokens: Places, own: TokenStrings, around: Places, other: TokenStrings) -> Flags:
+    """[k] False for tokens without an equal among those around: a token, or one that is equal to a run that theirs is
+    part of. True may be wrong, once in 2^16.
 
-    tokens [k] places on their own side; partners [k] places on the other. A token has an equal if one token there is
-    equal to it, or to a run that it is part of.
+    tokens [k] places on their own side; around [m, k] places on the other, -1 for none
     """
-    neighbours = other.runs(_around(partners, near), 1)
-    found = np.zeros(len(tokens), np.bool_)
-    for length in range(1, LONGEST_RUN + 1):
-        for offset in range(length):
-            found |= (neighbours == own.runs(tokens - offset, length)).any(axis=0)
-    return found
+    neighbours = other.remainders.take(around + _MARGIN)
+    runs = own.remainders.take((own.rows(_OWN_LENGTHS) - _OWN_OFFSETS)[:, None] + tokens)
+    return (runs[:, None] == neighbours).any(axis=(0, 1))
 
 
-def equals_run_near(tokens: Places, own: TokenStrings, partners: Places, other: TokenStrings, near: int) -> Flags:
-    """[k] which tokens are equal to a run of several tokens that begins there; see `has_equal_near`."""
-    values, around = own.runs(tokens, 1), _around(partners, near)
-    found = np.zeros(len(tokens), np.bool_)
-    for length in range(2, LONGEST_RUN + 1):
-        found |= (other.runs(around, length) == values).any(axis=0)
-    return found
-
-
-def _around(places: Places, near: int) -> Places:
-    """[2 * near, k] the places before and from each one on."""
-    return places + np.arange(-near, near)[:, None]
+def may_equal_run(tokens: Places, own: TokenStrings, around: Places, other: TokenStrings) -> Flags:
+    """[k] False for tokens that are equal to no run of several tokens that begins around; see `may_have_equal`."""
+    runs = other.remainders.take(other.rows(_RUN_LENGTHS)[:, None, None] + around)
+    return (runs == own.remainders.take(tokens + _MARGIN)).any(axis=(0, 1))
 
 
 @functools.lru_cache(maxsize=4)
-def _vocabulary(tokenizer: Tokenizer) -> tuple[Numbers, Numbers]:
-    """[vocab_size] the number of each id, 0 for those without bytes, and what a number is multiplied by when the id
-    follows: a polynomial in _BASE over the bytes, modulo 2^64."""
+def _vocabulary(tokenizer: Tokenizer, nameless: int) -> tuple[Numbers, Numbers]:
+    """[vocab_size] the number of each id, `nameless` for those without bytes, and what a number is multiplied by when
+    the id follows: a polynomial in _BASE over the bytes, modulo 2^64."""
     pieces = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)]
     lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
     values = _BYTES[np.frombuffer(b"".join(pieces), np.uint8)]
@@ -118,4 +121,4 @@ def _vocabulary(tokenizer: Tokenizer) -> tuple[Numbers, Numbers]:
         numbers[longer] = numbers[longer] * _BASE + values[starts[longer] + place]
     powers = np.full(int(lengths.max(initial=0)) + 1, _BASE).cumprod(dtype=np.uint64)
     factors = np.where(lengths > 0, powers[lengths - 1], _ROLE)
-    return numbers, factors
+    return np.where(numbers > 0, numbers, np.uint64(nameless)), factors
