@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nemo_xtoken.config import ParallelConfig, RunConfig, TrainConfig
+from nemo_xtoken.config_io import save_run
 from nemo_xtoken.integrations.megatron import launch
+from nemo_xtoken.integrations.megatron.checkpoint_files import checkpoint_path
+from nemo_xtoken.integrations.megatron.run_dir import steps_done
+from tests.conftest import CHECKOUT
 from tests.distributed import toy
 from tests.distributed.test_megatron_training import assert_same_curve
 
@@ -79,3 +90,74 @@ def test_a_remote_teacher_gives_the_curve_of_a_colocated_one(folder: Path, name:
 @pytest.mark.parametrize("name", MORE_LAYOUTS)
 def test_further_layouts_give_it_as_well(folder: Path, name: str) -> None:
     check(folder, name, *MORE_LAYOUTS[name])
+
+
+def test_a_run_goes_on_with_its_teacher_on_other_ranks(folder: Path) -> None:
+    config = remote(folder, "moved", ONE, TP2)
+    shutil.copytree(folder / "colocated", config.run_dir)
+    for step in (4, 5):
+        shutil.rmtree(checkpoint_path(Path(config.run_dir), step))
+    launch(config)
+    assert_same_curve(toy.metrics(config), toy.metrics(colocated(folder, "colocated")))
+
+
+def disturbed(config: RunConfig, disturb: Callable[[int, int], None]) -> tuple[int, str]:
+    """Exit code and messages of a run that is disturbed after three steps, by what is called with the command's and the
+    teacher's process."""
+    file = Path(f"{config.run_dir}.yaml")
+    save_run(config, file)
+    command = [sys.executable, "-c", "from nemo_xtoken.cli import main; main()", "train", str(file)]
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    metrics = Path(config.run_dir) / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text(encoding="utf-8").splitlines()) < 3:
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
+    disturb(process.pid, int(children[-1]))
+    _, errors = process.communicate(timeout=150)
+    return process.returncode, errors
+
+
+LONG = replace(TRAIN, steps=300, checkpoint_interval=1000, validation_interval=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", ["the command", "the teacher alone"])
+def test_a_signal_saves_and_the_run_goes_on_with_the_same_curve(folder: Path, told: str) -> None:
+    # The learning rate must not depend on the length of the run.
+    constant = replace(toy.student_run(folder).optimizer, lr_decay_style="constant")
+    config = replace(remote(folder, f"stopped_{len(told)}", ONE, ONE, LONG), optimizer=constant)
+
+    def tell(command: int, teacher: int) -> None:
+        os.kill(command if told == "the command" else teacher, signal.SIGUSR1)
+
+    code, errors = disturbed(config, tell)
+    done = steps_done(Path(config.run_dir))
+    assert (code, 3 <= done < 300) == (85, True), errors
+    assert f"SIGUSR1: {config.run_dir} is saved after step {done} of 300" in errors
+    config = replace(config, train=replace(LONG, steps=done + 5))
+    launch(config)
+    whole = replace(colocated(folder, f"whole_{len(told)}", train=config.train), optimizer=constant)
+    launch(whole)
+    assert_same_curve(toy.metrics(config), toy.metrics(whole))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (signal.SIGKILL, "rank 1 (teacher 'teacher') was ended by SIGKILL; the same command goes on from the latest"),
+        (signal.SIGSTOP, "has not answered for 3 s; the same command goes on from the latest checkpoint"),
+    ],
+    ids=["dead", "silent"],
+)
+def test_a_teacher_that_is_lost_ends_the_run_and_is_named(folder: Path, number: signal.Signals, message: str) -> None:
+    config = remote(folder, f"lost_{number.name}", ONE, ONE, LONG)
+    (teacher,) = config.teachers
+    config = replace(config, teachers=(replace(teacher, patience_seconds=3.0),))
+    code, errors = disturbed(config, lambda command, teacher: os.kill(teacher, number))
+    assert code == 1
+    assert message in errors.replace("\n", " ")
+    assert "rank 1 (teacher 'teacher')" in errors.replace("\n", " ")
+    assert "Traceback" not in errors
