@@ -31,6 +31,7 @@ HEADINGS = {
     "loss_multi_digit": "nats per\nnumeral",
     "loss_rest": "nats per\nother token",
     "probability_multi_digit": "probability\nof numeral",
+    "mass_multi_digit": "mass on\nnumerals",
     "exact_answers": "exact\nanswers",
 }
 TITLE = "On held-out text (numerals: tokens of several digits)"

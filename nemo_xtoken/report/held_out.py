@@ -35,6 +35,7 @@ MEASURES = (
     Measure("loss_multi_digit", "Loss on numerals of several digits", "nats per token", _nats, -1),
     Measure("loss_rest", "Loss on all other tokens", "nats per token", _nats, -1),
     Measure("probability_multi_digit", "Probability of the right numeral of several digits", "mean", _percent, 1),
+    Measure("mass_multi_digit", "Probability of any numeral where one of several digits follows", "mean", _percent, 1),
     Measure("exact_answers", "Exact answers", "of the prompts", _percent, 1),
     Measure("questions", "Prompts", "", _count, 0),
     Measure("tokens", "Tokens", "", _count, 0),

@@ -43,10 +43,12 @@ def load(config: RunConfig, parallel: ParallelConfig) -> evaluation.Student:
     return evaluation.load_student(config, layout, tokenizers.load(spec))
 
 
-def naive_losses(config: RunConfig, path: str) -> tuple[list[float], list[int]]:
-    """-log p of every token of every document, each document alone, from whole logits."""
+def naive_losses(config: RunConfig, path: str) -> tuple[list[float], list[float], list[int]]:
+    """-log p of every token of every document, each document alone, and p of two digits there, from whole logits."""
     student, prepared = load(config, ParallelConfig()), PreparedData.open(path)
+    numerals = [i for i in range(student.tokenizer.vocab_size) if len(student.tokenizer.token_bytes(i)) == 2]
     losses: list[float] = []
+    masses: list[float] = []
     labels: list[int] = []
     for i in range(len(prepared)):
         tokens = torch.from_numpy(prepared.student_tokens(i).astype("int64"))[None]
@@ -55,15 +57,16 @@ def naive_losses(config: RunConfig, path: str) -> tuple[list[float], list[int]]:
         log_probs = logits.log_softmax(-1)
         for position, token in enumerate(tokens[0, 1:].tolist()):
             losses.append(-float(log_probs[position, token]))
+            masses.append(float(log_probs[position, numerals].exp().sum()))
             labels.append(token)
-    return losses, labels
+    return losses, masses, labels
 
 
 @pytest.mark.parametrize("tp_size", [1, 2])
 def test_held_out_losses_are_those_of_a_naive_loop(folder: Path, tp_size: int) -> None:
     config, held_out = toy.student_run(folder), str(folder / "held_out")
     result = evaluate(config, held_out, parallel=ParallelConfig(tensor_model_parallel_size=tp_size))
-    ((losses, labels),) = run_ranks(1, naive_losses, config, held_out)
+    ((losses, masses, labels),) = run_ranks(1, naive_losses, config, held_out)
     tokenizer = tokenizers.load(PreparedData.open(held_out).manifest.student.spec)
     numerals = [loss for loss, i in zip(losses, labels, strict=True) if len(tokenizer.token_bytes(i)) == 2]
     rest = [loss for loss, i in zip(losses, labels, strict=True) if len(tokenizer.token_bytes(i)) != 2]
@@ -77,6 +80,8 @@ def test_held_out_losses_are_those_of_a_naive_loop(folder: Path, tp_size: int) -
     assert result["loss_rest"] == pytest.approx(sum(rest) / len(rest), rel=1e-5)
     likely = sum(math.exp(-loss) for loss in numerals) / len(numerals)
     assert result["probability_multi_digit"] == pytest.approx(likely, rel=1e-5)
+    mass = [p for p, i in zip(masses, labels, strict=True) if len(tokenizer.token_bytes(i)) == 2]
+    assert likely < result["mass_multi_digit"] == pytest.approx(sum(mass) / len(mass), rel=1e-5)
 
 
 def test_multi_digit_numerals_are_two_ascii_digits_or_more_with_one_space_at_most() -> None:

@@ -91,19 +91,18 @@ def held_out_loss(student: Student, prepared: PreparedData) -> dict[str, float]:
     """Losses over every document of prepared data, once.
 
     Keys: `nats_per_byte`, `bits_per_byte` (all losses over the documents' UTF-8 bytes), `loss`, `loss_multi_digit`,
-    `loss_rest` (nats per token), `probability_multi_digit` (mean probability of the right token), `tokens`,
+    `loss_rest` (nats per token), `probability_multi_digit` (mean probability of the right token), `mass_multi_digit`
+    (mean probability of any token of several digits where one follows), `tokens`,
     `multi_digit_tokens`, `bytes`. A mean over no token is NaN.
     """
     numerals = multi_digit_ids(student.tokenizer, student.vocab_size)
-    losses: list[Tensor] = []
-    labels: list[Tensor] = []
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
     num_bytes = 0
     for batch, batch_bytes in _batches(student, prepared):
-        loss, label = token_losses(student, batch)
-        losses.append(loss)
-        labels.append(label)
+        parts.append(token_losses(student, batch, numerals))
         num_bytes += batch_bytes
-    loss, is_numeral = torch.cat(losses), numerals[torch.cat(labels)]
+    loss, mass, label = (torch.cat(part) for part in zip(*parts, strict=True))
+    is_numeral = numerals[label]
     nats = float(loss.sum()) / num_bytes
     return {
         "nats_per_byte": nats,
@@ -112,6 +111,7 @@ def held_out_loss(student: Student, prepared: PreparedData) -> dict[str, float]:
         "loss_multi_digit": _mean(loss[is_numeral]),
         "loss_rest": _mean(loss[~is_numeral]),
         "probability_multi_digit": _mean((-loss[is_numeral]).exp()),
+        "mass_multi_digit": _mean(mass[is_numeral]),
         "tokens": float(len(loss)),
         "multi_digit_tokens": float(is_numeral.sum()),
         "bytes": float(num_bytes),
@@ -124,10 +124,11 @@ def multi_digit_ids(tokenizer: Tokenizer, vocab_size: int) -> Tensor:
     return torch.tensor(matches + [False] * (vocab_size - tokenizer.vocab_size))
 
 
-def token_losses(student: Student, batch: DistillBatch) -> tuple[Tensor, Tensor]:
-    """-log p of every counted token of a batch, [n] float64 in nats, and those tokens, [n] int64; on the CPU.
+def token_losses(student: Student, batch: DistillBatch, numerals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """-log p of each counted token of a batch, the probability of all `numerals` there, and those tokens; on the CPU.
 
-    One all-reduce over tp for each block of rows, besides those of the softmax.
+    numerals [vocab_size] bool. [n] float64 in nats, [n] float64, [n] int64. Two all-reduces over tp for each block of
+    rows, besides those of the softmax.
     """
     head, tp_group = head_weight(student.model), student.model.pg_collection.tp
     own = RowRange.of_head(head, tp_group)[tp_group.rank()].clip(student.vocab_size)
@@ -137,13 +138,17 @@ def token_losses(student: Student, batch: DistillBatch) -> tuple[Tensor, Tensor]
     hidden = rows(student.model(batch.student_tokens, positions, document_mask(positions)))
     labels, counted = batch.student_labels.flatten(), batch.student_loss_mask.flatten() > 0
     hidden, labels = hidden[counted], labels[counted]
+    own_numerals = numerals[own.start : own.end].nonzero().squeeze(-1).to(head.device)
     losses: list[Tensor] = []
+    masses: list[Tensor] = []
     for block, label in zip(hidden.split(BLOCK_ROWS), labels.split(BLOCK_ROWS), strict=True):
         log_probs = log_softmax(logits_of(block, head[: len(own)], options), vocabulary_of(tp_group))
         loss = cross_entropy_per_row(log_probs, own.local(label), torch.ones_like(label, dtype=torch.float32))
-        dist.all_reduce(loss, group=tp_group)
-        losses.append(loss)
-    return torch.cat(losses).double().cpu(), labels.cpu()
+        mass = log_probs.index_select(1, own_numerals).exp().sum(-1)
+        for sums, part in ((losses, loss), (masses, mass)):
+            dist.all_reduce(part, group=tp_group)
+            sums.append(part)
+    return torch.cat(losses).double().cpu(), torch.cat(masses).double().cpu(), labels.cpu()
 
 
 def exact_answers(student: Student, questions: Sequence[Question], max_new_tokens: int) -> list[bool]:

@@ -1,0 +1,211 @@
+"""What the study compares: settings, the losses of each, and the runs that they come to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from nemo_xtoken.config import RunConfig
+from nemo_xtoken.config_io import from_dict
+from nemo_xtoken.errors import ConfigError
+
+Tree = dict[str, Any]
+HERE = Path(__file__).parent
+WORK = Path("paper_study")
+VARIANT_KEYS = {"teachers", "weights", "loss", "teacher", "run", "projection"}
+MODEL_OF_TEACHER = "teacher.yaml"
+STUDENT = "student.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """One way to train the student of a setting.
+
+    teachers    names of the teachers, none for cross-entropy alone
+    weights     alpha of each
+    loss, teacher, run  keys over those of the loss, of every teacher and of the run
+    projection  options of `nemo-xtoken projection build` other than its own
+    """
+
+    name: str
+    teachers: tuple[str, ...]
+    weights: tuple[float, ...] = ()
+    loss: Tree = field(default_factory=dict[str, Any])
+    teacher: Tree = field(default_factory=dict[str, Any])
+    run: Tree = field(default_factory=dict[str, Any])
+    projection: Tree = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A teacher: the tokenizer that it was trained with, and the seed of its training."""
+
+    name: str
+    tokenizer: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """The whole of study.yaml."""
+
+    seeds: tuple[int, ...]
+    search_seed: int
+    rates: tuple[float, ...]
+    student: str
+    teachers: Mapping[str, Teacher]
+    settings: Mapping[str, Mapping[str, Loss]]
+
+    @property
+    def tokenizers(self) -> list[str]:
+        """Every tokenizer that some model has."""
+        return sorted({self.student, *(teacher.tokenizer for teacher in self.teachers.values())})
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One student: a loss of a setting, trained at a rate from a seed."""
+
+    setting: str
+    loss: Loss
+    rate: float
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where it is trained."""
+        return WORK / "runs" / self.setting / self.loss.name / f"rate-{self.rate:g}-seed-{self.seed}"
+
+
+def read_study(path: Path = HERE / "study.yaml") -> Study:
+    """Reads and checks study.yaml. Raises ConfigError."""
+    tree = _yaml(path)
+    teachers = {name: Teacher(name=name, **entry) for name, entry in tree["teachers"].items()}
+    settings = {
+        setting: {name: _loss(f"{setting}.{name}", name, entry, body["teachers"]) for name, entry in losses(body)}
+        for setting, body in tree["settings"].items()
+    }
+    for setting, named in settings.items():
+        for loss in named.values():
+            unknown = set(loss.teachers) - teachers.keys()
+            if unknown:
+                raise ConfigError(f"{path}: {setting}.{loss.name}: no such teacher: {', '.join(sorted(unknown))}")
+    return Study(
+        seeds=tuple(tree["seeds"]),
+        search_seed=tree["search"]["seed"],
+        rates=tuple(tree["search"]["rates"]),
+        student=tree["student"],
+        teachers=teachers,
+        settings=settings,
+    )
+
+
+def losses(setting: Tree) -> Iterator[tuple[str, Tree]]:
+    """The losses of a setting by name."""
+    yield from setting["losses"].items()
+
+
+def run_config(study: Study, trial: Trial) -> RunConfig:
+    """The run that trains a trial. Raises ConfigError where the study's keys are none of a run's."""
+    return from_dict(RunConfig, run_tree(study, trial))
+
+
+def run_tree(study: Study, trial: Trial) -> Tree:
+    """The keys of that run which the study sets."""
+    loss = trial.loss
+    teachers = [_teacher(study.teachers[name], loss, weight) for name, weight in _weighted(loss)]
+    own = {
+        "run_dir": str(trial.folder),
+        "teachers": teachers,
+        "data": {"path": str(WORK / "data" / "student_train"), "seed": trial.seed},
+        "optimizer": {"lr": trial.rate},
+        "train": {"seed": trial.seed},
+    }
+    return _merged(_yaml(HERE / STUDENT), own, loss.run)
+
+
+def teacher_config(teacher: Teacher) -> RunConfig:
+    """The run that trains a teacher."""
+    return from_dict(RunConfig, teacher_tree(teacher))
+
+
+def teacher_tree(teacher: Teacher) -> Tree:
+    """The keys of that run which the study sets."""
+    own = {
+        "run_dir": str(teacher_folder(teacher.name)),
+        "data": {"path": str(WORK / "data" / f"teacher_train-{teacher.tokenizer}"), "seed": teacher.seed},
+        "train": {"seed": teacher.seed},
+    }
+    return _merged(_yaml(HERE / MODEL_OF_TEACHER), own)
+
+
+def teacher_folder(name: str) -> Path:
+    """Where a teacher is trained."""
+    return WORK / "teachers" / name
+
+
+def projection_file(teacher: Teacher, options: Tree) -> Path:
+    """The file of W for a teacher and options of building it."""
+    suffix = "".join(f"-{key}-{value}" for key, value in sorted(options.items()))
+    return WORK / "projections" / f"{teacher.tokenizer}{suffix}.safetensors"
+
+
+def fingerprint(study: Study, trial: Trial, text: str) -> str:
+    """16 hex digits of all that decides a trial's numbers but the code; `text` is the text's hash.
+
+    Two settings share the trials that are the same in both, such as the student alone.
+    """
+    run = run_tree(study, trial) | {"run_dir": ""}
+    trained = [teacher_tree(study.teachers[name]) for name in trial.loss.teachers]
+    content = json.dumps([run, trained, text], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _loss(where: str, name: str, entry: Tree, teachers: Sequence[str]) -> Loss:
+    unknown = entry.keys() - VARIANT_KEYS
+    if unknown:
+        raise ConfigError(f"{where}: expected {', '.join(sorted(VARIANT_KEYS))}, got {', '.join(sorted(unknown))}")
+    chosen = tuple(entry.get("teachers", teachers))
+    weights = tuple(entry.get("weights", [1.0] * len(chosen)))
+    if len(weights) != len(chosen):
+        raise ConfigError(f"{where}: expected a weight for each of {len(chosen)} teachers, got {len(weights)}")
+    rest = {key: value for key, value in entry.items() if key not in ("teachers", "weights")}
+    return Loss(name=name, teachers=chosen, weights=weights, **rest)
+
+
+def _weighted(loss: Loss) -> list[tuple[str, float]]:
+    return list(zip(loss.teachers, loss.weights, strict=True))
+
+
+def _teacher(teacher: Teacher, loss: Loss, weight: float) -> Tree:
+    own = {
+        "name": teacher.name,
+        "prepared_as": teacher.tokenizer,
+        "checkpoint": str(teacher_folder(teacher.name)),
+        "projection": str(projection_file(teacher, loss.projection)),
+        "model": _yaml(HERE / MODEL_OF_TEACHER)["student"],
+        "weight": weight,
+        "loss": loss.loss,
+    }
+    return _merged(own, loss.teacher)
+
+
+def _yaml(path: Path) -> Tree:
+    return _plain(OmegaConf.load(path))
+
+
+def _merged(*trees: Tree) -> Tree:
+    return _plain(OmegaConf.merge(*trees))
+
+
+def _plain(tree: Any) -> Tree:
+    plain = OmegaConf.to_container(tree)
+    if not isinstance(plain, dict):
+        raise ConfigError(f"expected a mapping, got {type(plain).__name__}")
+    return {str(key): value for key, value in plain.items()}

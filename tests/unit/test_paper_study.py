@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from examples.paper_study import material, plan, runs, tables, text
+from examples.paper_study.__main__ import choose
+from nemo_xtoken.errors import ConfigError, XTokenError
+
+STUDY = plan.read_study()
+TRIALS = [plan.Trial(setting, loss, 5e-3, 1) for setting, named in STUDY.settings.items() for loss in named.values()]
+
+
+@pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: f"{trial.setting}-{trial.loss.name}")
+def test_every_trial_is_a_run_with_its_teachers_and_weights(trial: plan.Trial) -> None:
+    config = plan.run_config(STUDY, trial)
+    assert [teacher.name for teacher in config.teachers] == list(trial.loss.teachers)
+    assert [teacher.weight for teacher in config.teachers] == list(trial.loss.weights)
+    assert (config.train.seed, config.data.seed, config.optimizer.lr) == (1, 1, 5e-3)
+
+
+def test_all_trials_share_the_student_the_text_and_the_number_of_steps() -> None:
+    configs = [plan.run_config(STUDY, trial) for trial in TRIALS]
+    assert len({(c.student, c.data, c.train, c.parallel) for c in configs}) == 1
+
+
+def test_a_fingerprint_stands_for_all_that_decides_the_numbers() -> None:
+    trial = TRIALS[0]
+    another = STUDY.settings["ablations"]["w_top_2"]
+    trials = [trial, replace(trial, rate=1e-3), replace(trial, seed=2), replace(trial, loss=another)]
+    of_trials = {plan.fingerprint(STUDY, each, "text") for each in trials}
+    assert len(of_trials | {plan.fingerprint(STUDY, trial, "another text")}) == 5
+    assert plan.fingerprint(STUDY, replace(trial, setting="another"), "text") == plan.fingerprint(STUDY, trial, "text")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [("{los: {}}", "expected loss, .* got los"), ("{teachers: [gemma]}", "no such teacher: gemma"),
+     ("{weights: [1, 2]}", "a weight for each of 1 teachers, got 2")],
+)  # fmt: skip
+def test_a_wrong_study_is_refused(tmp_path: Path, entry: str, message: str) -> None:
+    file = tmp_path / "study.yaml"
+    whole = (plan.HERE / "study.yaml").read_text(encoding="utf-8")
+    file.write_text(whole.replace("uld: {loss: {mode: uld}}", f"uld: {entry}"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        plan.read_study(file)
+
+
+def test_names_choose_settings_and_losses() -> None:
+    assert [(s, loss.name) for s, loss in choose(STUDY, ["split_numerals"], ["gold", "ce"])] == [
+        ("split_numerals", "ce"),
+        ("split_numerals", "gold"),
+    ]
+    assert len(choose(STUDY, None, None)) == len(TRIALS)
+    with pytest.raises(XTokenError, match="no such loss: glod; expected one of"):
+        choose(STUDY, None, ["glod"])
+
+
+def test_the_text_is_made_once_and_prompts_are_nothing_that_a_student_has_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "COUNTS", {"teacher_train": 20, "student_train": 30, "validation": 5, "heldout": 10})
+    text.make_text(tmp_path)
+    parts = {name: [json.loads(line)["text"] for line in (tmp_path / f"{name}.jsonl").open()] for name in text.COUNTS}
+    assert {name: len(part) for name, part in parts.items()} == {name: 2 * n for name, n in text.COUNTS.items()}
+    everything = [document for part in parts.values() for document in part]
+    assert len(set(everything)) == len(everything)
+    student = "\n".join(parts["student_train"])
+    prompts = [json.loads(line) for line in (tmp_path / "prompts.jsonl").open()]
+    assert len(prompts) > 50
+    for prompt in prompts:
+        left, operator, right = prompt["prompt"].removesuffix(" =").split()
+        assert int(prompt["answer"]) == (int(left) + int(right) if operator == "+" else int(left) - int(right))
+        assert f"{prompt['prompt']} {prompt['answer']}\n" not in student
+
+
+def line(loss: str, seed: int, bits: float) -> runs.Line:
+    trial = plan.Trial("split_numerals", STUDY.settings["split_numerals"][loss], 5e-3, seed)
+    measures = dict.fromkeys(runs.MEASURES, 0.5) | {"bits_per_byte": bits}
+    return {"setting": trial.setting, "loss": loss, "seed": seed, "rate": 5e-3, **measures} | {
+        "fingerprint": runs.name_of(STUDY, trial)
+    }
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Results of two losses with two seeds each, the rate of both searched."""
+    monkeypatch.setattr(runs, "text_hash", lambda: "text")
+    monkeypatch.setattr(runs, "SEARCH", tmp_path / "search.jsonl")
+    monkeypatch.setattr(tables, "COUNTED", tmp_path / "runs.jsonl")
+    seed = STUDY.search_seed
+    for loss in ("ce", "gold"):
+        for rate in STUDY.rates:
+            trial = plan.Trial("split_numerals", STUDY.settings["split_numerals"][loss], rate, seed)
+            found = {"bits_per_byte": abs(rate - 5e-3), "fingerprint": runs.name_of(STUDY, trial)}
+            runs._append(tmp_path / "search.jsonl", found)  # pyright: ignore[reportPrivateUsage]
+    for counted in (line("ce", 1, 1.0), line("ce", 2, 1.2), line("gold", 1, 0.9), line("gold", 2, 1.2)):
+        runs._append(tmp_path / "runs.jsonl", counted)  # pyright: ignore[reportPrivateUsage]
+    return tmp_path / "runs.jsonl"
+
+
+@pytest.mark.usefixtures("results")
+def test_the_table_has_means_with_intervals_and_differences_of_the_same_seed() -> None:
+    alone, gold = tables.markdown(STUDY, "split_numerals").splitlines()[2:]
+    assert alone.startswith("| ce | 0.005 | 2 | 1.100 ± 1.271 |")
+    assert gold.startswith("| gold | 0.005 | 2 | 1.050 ± 1.906 |")
+    assert gold.endswith("| -0.050 ± 0.635 |")
+
+
+@pytest.mark.usefixtures("results")
+def test_a_plot_is_drawn_of_what_there_is(tmp_path: Path) -> None:
+    path = tables.plot(STUDY, "split_numerals", tmp_path)
+    assert path is not None
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert tables.plot(STUDY, "ablations", tmp_path) is None
+
+
+def test_an_interval_is_students_t() -> None:
+    interval = tables.Interval.of([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert interval.mean == 3.0
+    assert interval.half == pytest.approx(2.776 * math.sqrt(2.5) / math.sqrt(5))
+    assert tables.Interval.of([1.0]).write(2) == "1.00"
+
+
+def test_only_what_has_no_result_is_run(results: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trained: list[str] = []
+
+    def train(config: object, log: Path) -> None:
+        folder = log.parent / log.name.removesuffix(".log")
+        folder.mkdir(parents=True)
+        trained.append(str(folder.relative_to(tmp_path)))
+
+    monkeypatch.setattr(plan, "WORK", tmp_path)
+    monkeypatch.setattr(runs, "train", train)
+    trials = [plan.Trial("split_numerals", STUDY.settings["split_numerals"]["gold"], 5e-3, seed) for seed in (1, 2, 3)]
+    names = [runs.name_of(STUDY, trial) for trial in trials]
+    known = [entry | {"fingerprint": name} for entry, name in zip(runs.read_lines(results), names[:2], strict=False)]
+    file = tmp_path / "some.jsonl"
+    file.write_text("".join(json.dumps(entry) + "\n" for entry in known))
+    runs.run_all(STUDY, trials, file, 1, lambda trial: {"bits_per_byte": 0.8})
+    assert trained == ["runs/split_numerals/gold/rate-0.005-seed-3"]
+    assert [entry["fingerprint"] for entry in runs.read_lines(file)] == names
+
+
+def test_a_training_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = replace(plan.run_config(STUDY, TRIALS[0]), run_dir=str(tmp_path / "run"))
+    with pytest.raises(material.subprocess.CalledProcessError):
+        material.train(config, tmp_path / "run.log")
+    assert "student_train" in (tmp_path / "run.log").read_text()
