@@ -18,8 +18,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_xtoken.config import ModelConfig, ParallelConfig
 from nemo_xtoken.errors import ConfigError
+from nemo_xtoken.fp8_config import Fp8Config
 from nemo_xtoken.integrations.megatron.context_parallel import ContextParallelAttention
 from nemo_xtoken.integrations.megatron.facts import has_apex, has_transformer_engine
+from nemo_xtoken.integrations.megatron.fp8_backend import check_available, transformer_fields
+from nemo_xtoken.integrations.megatron.fp8_layers import attach, with_fp8
 from nemo_xtoken.integrations.megatron.head_tap import tap_head
 from nemo_xtoken.integrations.megatron.initial_weights import initialise
 from nemo_xtoken.integrations.megatron.layout import virtual_pipeline_size
@@ -45,6 +48,7 @@ def build_gpt(
     pre_process: bool = True,
     post_process: bool = True,
     vp_stage: int | None = None,
+    fp8: Fp8Config | None = None,
 ) -> GPTModel:
     """A GPT whose forward returns final hidden states [b, s, h], with weights that depend on the seed alone.
 
@@ -54,11 +58,12 @@ def build_gpt(
         pg_collection: the groups to build on; Megatron's global ones when None.
         pre_process, post_process: whether this is the first, the last pipeline stage.
         vp_stage: which of the rank's virtual pipeline stages this is; None without them.
+        fp8: how the layers multiply; None: in params_dtype.
     """
-    config = transformer_config(model, parallel, device, params_dtype)
+    config = transformer_config(model, parallel, device, params_dtype, fp8)
     gpt = GPTModel(
         config=config,
-        transformer_layer_spec=block_spec(config, device),
+        transformer_layer_spec=block_spec(config, device, fp8),
         vocab_size=padded_vocab_size(model, vocab_size, parallel.tensor_model_parallel_size),
         max_sequence_length=max_sequence_length,
         pre_process=pre_process,
@@ -71,6 +76,8 @@ def build_gpt(
         vp_stage=vp_stage,
     )
     initialise(gpt, seed, vocab_size)
+    if fp8 is not None and fp8.backend == "emulate":
+        attach(gpt, fp8)
     return tap_head(
         gpt,
         add_bias=model.add_head_bias,
@@ -80,7 +87,11 @@ def build_gpt(
 
 
 def transformer_config(
-    model: ModelConfig, parallel: ParallelConfig, device: str, params_dtype: torch.dtype = torch.float32
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    device: str,
+    params_dtype: torch.dtype = torch.float32,
+    fp8: Fp8Config | None = None,
 ) -> TransformerConfig:
     """Megatron's config of a model; a field that the installed megatron-core does not have is left out."""
     stages = parallel.pipeline_model_parallel_size * parallel.virtual_pipeline_model_parallel_size
@@ -96,6 +107,7 @@ def transformer_config(
         context_parallel_size=parallel.context_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
         calculate_per_token_loss=True,
+        **transformer_fields(fp8),
     )
 
 
@@ -159,15 +171,23 @@ def plain_kernels() -> dict[str, Any]:
     }
 
 
-def block_spec(config: TransformerConfig, device: str) -> Any:
-    """Layers for this device: a spec of one layer, or of the whole block where its norms are ours."""
+def block_spec(config: TransformerConfig, device: str, fp8: Fp8Config | None = None) -> Any:
+    """Layers for this device: a spec of one layer, or of the whole block where its norms are ours.
+
+    Raises UnavailableError where FP8 needs what is not there.
+    """
     on_gpu = device == "cuda"
-    with_te = on_gpu and has_transformer_engine()
+    emulated = fp8 is not None and fp8.backend == "emulate"
+    if fp8 is not None:
+        check_available(fp8, device)
+    with_te = on_gpu and has_transformer_engine() and not emulated
     spec: Any = (
         get_gpt_layer_with_transformer_engine_spec()
         if with_te
         else get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=config.qk_layernorm)
     )
+    if fp8 is not None and emulated:
+        spec = with_fp8(spec, fp8)
     attention = spec.submodules.self_attention
     if with_te:
         # Packed documents need the mask of `document_mask`, which Transformer Engine ignores for "causal".

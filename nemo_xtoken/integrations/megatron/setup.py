@@ -77,8 +77,6 @@ class Training:
 
 def set_up(config: RunConfig, layout: Layout, job: Job | None = None) -> Training:
     """Build everything and resume from the latest checkpoint. Raises XTokenError for what does not fit together."""
-    if config.fp8 is not None or any(teacher.fp8 is not None for teacher in config.teachers):
-        raise ConfigError("fp8 can't be trained with in this version; remove it to train as train.bf16 says")
     manifests = [PreparedData.open(part.path).manifest for part in config.data.parts]
     manifest, first = manifests[0], config.data.parts[0].path
     for part, other in zip(config.data.parts, manifests, strict=True):

@@ -27,6 +27,7 @@ def build_student(config: RunConfig, layout: Layout, vocab_size: int) -> list[GP
             pre_process=layout.is_first_stage and piece == 0,
             post_process=layout.is_last_stage and piece == pieces - 1,
             vp_stage=piece if pieces > 1 else None,
+            fp8=config.fp8,
         ).to(layout.device)
         for piece in range(pieces)
     ]

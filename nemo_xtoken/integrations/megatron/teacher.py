@@ -96,6 +96,7 @@ def load_teacher(
             seed=0,
             params_dtype=params_dtype,
             pg_collection=groups,
+            fp8=config.fp8,
         ).to(layout.device)
         model.requires_grad_(False)
         model.eval()

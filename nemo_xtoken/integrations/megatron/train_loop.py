@@ -17,6 +17,7 @@ from nemo_xtoken.integrations.megatron import layout as layouts
 from nemo_xtoken.integrations.megatron import worlds
 from nemo_xtoken.integrations.megatron.checkpoint import Position
 from nemo_xtoken.integrations.megatron.checkpoint_files import checkpoint_path
+from nemo_xtoken.integrations.megatron.fp8_layers import calibrating, needs_calibration
 from nemo_xtoken.integrations.megatron.layout import Layout
 from nemo_xtoken.integrations.megatron.learnt_projection import learnt_projection_path
 from nemo_xtoken.integrations.megatron.metrics import MetricsLog
@@ -24,6 +25,7 @@ from nemo_xtoken.integrations.megatron.progress import ProgressDisplay
 from nemo_xtoken.integrations.megatron.setup import Training, set_up
 from nemo_xtoken.integrations.megatron.step import Counts, Scales, count_global_batch, sum_reports, with_total
 from nemo_xtoken.integrations.megatron.stopping import StopRequest, Watchdog
+from nemo_xtoken.integrations.megatron.student import unwrap
 from nemo_xtoken.integrations.megatron.teacher_ranks import serve
 from nemo_xtoken.integrations.megatron.worlds import Job
 from nemo_xtoken.teachers import SampleRange
@@ -99,6 +101,7 @@ def train_step(training: Training, step: int, micro_batches: Sequence[DistillBat
         means = run_micro_batches(training, micro_batches, Scales.of(counts, 1.0, 1.0), forward_only=True)
         balance.update(means["kd"], _number(means["ce"]))
     kd_weight = balance.kd_weight
+    calibrate(training, micro_batches, _scales(training, counts))
     means = run_micro_batches(training, micro_batches, _scales(training, counts), forward_only=False)
     loss = _number(means["loss"])
     if not math.isfinite(loss):
@@ -121,6 +124,14 @@ def train_step(training: Training, step: int, micro_batches: Sequence[DistillBat
         "tokens_per_second": counts.tokens / seconds,
         "seconds": seconds,
     }
+
+
+def calibrate(training: Training, micro_batches: Sequence[DistillBatch], scales: Scales) -> None:
+    """Before the first step of delayed scaling: one pass without rounding, for the largest values alone."""
+    students = [unwrap(model) for model in training.models]
+    if any(needs_calibration(student) for student in students):
+        with calibrating(students):
+            run_micro_batches(training, micro_batches, scales, forward_only=False)
 
 
 def announced(config: RunConfig, start: Position) -> Iterator[SampleRange]:
