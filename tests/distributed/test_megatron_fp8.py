@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from nemo_xtoken.config import Fp8Config, ModelConfig, ParallelConfig, RunConfig
 from nemo_xtoken.errors import UnavailableError
 from nemo_xtoken.integrations.megatron import fp8_layers, launch, train_loop
 from nemo_xtoken.integrations.megatron import layout as layouts
+from nemo_xtoken.integrations.megatron.checkpoint import TrainingState
+from nemo_xtoken.integrations.megatron.checkpoint_files import checkpoint_path
+from nemo_xtoken.integrations.megatron.student import build_student
 from tests.distributed import toy
 from tests.distributed.ranks import run_ranks
 
@@ -67,3 +71,98 @@ def test_two_tensor_parallel_ranks_are_one(folder: Path, recipe: str) -> None:
     plain = curve(replace(run(folder, f"{recipe}_plain", recipe), fp8=None))
     assert losses(alone) == pytest.approx(losses(plain), rel=0.02)
     assert losses(alone) != pytest.approx(losses(plain), rel=1e-4)
+
+
+def without_reduction(config: RunConfig) -> None:
+    """The wrong variant: each rank takes the largest values of its own part."""
+    fp8_layers.reduce_max = lambda amax, group: amax
+    train_on_rank(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["delayed", "current"])
+def test_scales_of_each_rank_alone_would_be_others(folder: Path, recipe: str) -> None:
+    right = curve(run(folder, f"{recipe}_right", recipe, TP2))
+    wrong = curve(run(folder, f"{recipe}_wrong", recipe, TP2), without_reduction)
+    assert losses(wrong) != pytest.approx(losses(right), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        replace(TP2, sequence_parallel=True),
+        ParallelConfig(pipeline_model_parallel_size=2),
+        ParallelConfig(context_parallel_size=2),
+    ],
+    ids=["tp2_sp", "pp2", "cp2"],
+)
+def test_other_layouts_learn_the_same_with_delayed_scaling(folder: Path, parallel: ParallelConfig) -> None:
+    """The largest values of a micro batch are over tp and cp, and each pipeline stage has its own layers."""
+    name = f"delayed_{parallel.pipeline_model_parallel_size}{parallel.context_parallel_size}"
+    alone = curve(run(folder, f"{name}_alone", "delayed", steps=3))
+    assert losses(curve(run(folder, name, "delayed", parallel, steps=3))) == pytest.approx(losses(alone), rel=1e-4)
+
+
+def test_a_run_goes_on_with_the_scales_of_its_checkpoint(folder: Path) -> None:
+    config = run(folder, "whole", "delayed", TP2, checkpoint_interval=2)
+    whole = curve(config)
+    for name in ("again", "forgetful"):
+        shutil.copytree(folder / "whole", folder / name)
+        shutil.rmtree(checkpoint_path(folder / name, 4))
+    assert curve(replace(config, run_dir=str(folder / "again"))) == whole
+    forgetful = curve(replace(config, run_dir=str(folder / "forgetful")), with_scales_of_one)
+    assert forgetful[:2] == whole[:2]
+    assert losses(forgetful[2:]) != losses(whole[2:])
+
+
+def with_scales_of_one(config: RunConfig) -> None:
+    """The wrong variant: a resumed run begins with the scales of a new one."""
+    resume = TrainingState.resume
+
+    def forget(state: TrainingState) -> Any:
+        position = resume(state)
+        for model in state.models:
+            for history in fp8_layers.histories_of(model):
+                history.history().scale.fill_(1)
+        return position
+
+    TrainingState.resume = forget  # type: ignore[method-assign]
+    train_on_rank(config)
+
+
+def test_a_teacher_has_a_precision_of_its_own(folder: Path) -> None:
+    plain = run(folder, "teacher_plain", "current", steps=3)
+    teacher = replace(plain.teachers[0], fp8=fp8("mxfp8"))
+    rounded = replace(plain, run_dir=str(folder / "teacher_rounded"), teachers=(teacher,))
+    first, second = curve(plain)[0], curve(rounded)[0]
+    assert second["ce"] == first["ce"]
+    assert second["kd"] != first["kd"]
+    assert second["kd"] == pytest.approx(first["kd"], rel=0.1)
+
+
+def test_the_first_and_last_layers_stay_out_of_fp8_and_the_head_too(folder: Path) -> None:
+    config = run(folder, "three", "current")
+    config = replace(
+        config,
+        student=replace(config.student, num_layers=3),
+        fp8=fp8("current", first_layers_in_bf16=1, last_layers_in_bf16=1),
+    )
+    (names,) = run_ranks(1, names_of_layers, config)
+    parts = ("self_attention.linear_proj", "self_attention.linear_qkv", "mlp.linear_fc1", "mlp.linear_fc2")
+    assert names == sorted(f"layers.1.{part}" for part in parts)
+
+
+def names_of_layers(config: RunConfig) -> list[str]:
+    layout = layouts.start(config.parallel, "cpu", config.train.seed)
+    (model,) = build_student(config, layout, 40)
+    return sorted(fp8_layers.layers_of(model))
+
+
+def test_the_backend_te_is_refused_where_it_would_train_without_fp8(folder: Path) -> None:
+    config = replace(run(folder, "refused", None), fp8=Fp8Config(recipe="mxfp8"))
+    with pytest.raises(UnavailableError, match=r"transformer-engine.*compute capability 10\.0 or higher"):
+        run_ranks(1, train_on_rank, config)
+    teacher = replace(config.teachers[0], fp8=Fp8Config(recipe="current"))
+    with pytest.raises(UnavailableError, match="recipe current with backend te needs"):
+        run_ranks(1, train_on_rank, replace(config, fp8=None, teachers=(teacher,)))
