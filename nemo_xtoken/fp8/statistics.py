@@ -40,8 +40,8 @@ class Statistics:
 
 def summary(sums: Tensor, largest: Tensor) -> dict[str, float]:
     """amax, scale (the smallest of a tensor's blocks), and the shares of the values that were out of range."""
-    underflow, overflow, values = sums.tolist()
-    amax, coarsest = largest.tolist()
+    underflow, overflow, values = (float(number) for number in sums)
+    amax, coarsest = (float(number) for number in largest)
     return {
         "amax": amax,
         "scale": 1 / coarsest if coarsest else 0.0,

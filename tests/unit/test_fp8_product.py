@@ -90,17 +90,16 @@ def test_without_a_calibration_the_first_gradients_of_a_mean_are_lost() -> None:
 
 def calibrated_pair() -> tuple[Delayed, Delayed]:
     """Two layers that have seen one pass without rounding."""
-    pair = rounding_of("delayed"), rounding_of("delayed")
-    assert isinstance(pair[0], Delayed)
-    assert isinstance(pair[1], Delayed)
-    for layer in pair:
-        layer.calibrating = True
-    gradient_of_a_mean(pair)
-    for layer in pair:
+    first, second = rounding_of("delayed"), rounding_of("delayed")
+    assert isinstance(first, Delayed)
+    assert isinstance(second, Delayed)
+    first.calibrating = second.calibrating = True
+    gradient_of_a_mean((first, second))
+    for layer in (first, second):
         layer.update(FORWARD, same)
         layer.update(BACKWARD, same)
         layer.calibrating = False
-    return pair
+    return first, second
 
 
 def test_an_evaluation_notes_nothing() -> None:

@@ -183,7 +183,7 @@ def _after_forward(decoder: torch.nn.Module, *_: Any) -> None:
 
 def _update(decoder: torch.nn.Module, passed: slice) -> None:
     histories = histories_of(decoder)
-    group = parallel_state.get_amax_reduction_group(with_context_parallel=True)
+    group: Any = parallel_state.get_amax_reduction_group(with_context_parallel=True)
     newest = reduce_max(torch.stack([history.history().amax[0, passed] for history in histories]), group)
     for history, amax in zip(histories, newest, strict=True):
         history.update(passed, lambda _, amax=amax: amax)
