@@ -12,6 +12,7 @@ import pytest
 
 from nemo_xtoken.cli.app import run as run_cli
 from nemo_xtoken.config import ParallelConfig, RunConfig
+from nemo_xtoken.config_io import load
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.megatron import launch as train
 from nemo_xtoken.integrations.megatron.run_dir import steps_done
@@ -211,3 +212,16 @@ def test_an_array_prepares_parts_of_the_text(prepared: Path, tmp_path: Path) -> 
     wait_until(lambda: not is_alive(slurm.states([submission.job_id])[submission.job_id]), "the array has ended")
     assert (tmp_path / "part-0" / "manifest.json").is_file()
     assert (tmp_path / "part-1" / "manifest.json").is_file()
+
+
+def test_an_array_stores_a_teacher(prepared: Path) -> None:
+    """Each job its shards; without those of the second one the cache is not whole."""
+    run = run_of(prepared, "stored", 6)
+    job = load(JobConfig, CHECKOUT / "launcher_configs" / "jobs" / "teacher_cache.yaml", ["array=2", "time=00:05:00"])
+    plan = plan_of(run, job=replace(job, command=(*job.command, "--shard-tokens", "500")))
+    (submission,) = launch(plan)
+    wait_until(lambda: not is_alive(slurm.states([submission.job_id])[submission.job_id]), "the array has ended")
+    assert run_cli(["teacher", "check", f"{run.data.path}.teachers/teacher"]) == 0
+    logs = [path.read_text(encoding="utf-8") for path in (plan.folder / "logs").glob("*-rank0.log")]
+    assert len(logs) == 2
+    train(replace(run, teachers=tuple(replace(teacher, kind="cached") for teacher in run.teachers)))

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from nemo_xtoken.config import RunConfig
 from nemo_xtoken.config_io import load, load_run
 from nemo_xtoken.errors import ConfigError, DataError, UnavailableError
 from nemo_xtoken.launch import ClusterConfig, ComponentConfig, ContainerConfig, JobConfig, LaunchPlan, records, slurm
+from nemo_xtoken.launch.nemo_run import slurm_executor
 from nemo_xtoken.launch.node_check import faults
 from nemo_xtoken.launch.render import render
 from nemo_xtoken.launch.submission import launch
@@ -292,3 +294,9 @@ def test_states_are_read_from_the_queue(tmp_path: Path, monkeypatch: pytest.Monk
     assert states["8"] == "RUNNING"
     records.record(tmp_path, records.Submission("8", "run", "run.sbatch", "2026-01-01"))
     assert json.loads((tmp_path / records.FILE).read_text())["job_id"] == "8"
+
+
+def test_without_nemo_run_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nemo_run", None)
+    with pytest.raises(UnavailableError, match=r"nemo-run is not installed; pip install nemo-run"):
+        slurm_executor(CONFIGS / "clusters" / "pyxis.yaml", CONFIGS / "jobs" / "train.yaml", tmp_path)
