@@ -106,14 +106,13 @@ def _container_srun(cluster: ClusterConfig) -> list[str]:
 
 def _additional(cluster: ClusterConfig) -> dict[str, Any]:
     """sbatch's options that the executor has no field for."""
-    own = dict(argument.removeprefix("--").partition("=")[::2] for argument in cluster.sbatch_arguments)
-    reservation = {} if cluster.reservation is None else {"reservation": cluster.reservation}
-    return {
-        **reservation,
-        "requeue": True,
-        "kill_on_invalid_dep": "yes",
-        **{name: value or True for name, value in own.items()},
-    }
+    options: dict[str, Any] = {"requeue": True, "kill_on_invalid_dep": "yes"}
+    if cluster.reservation is not None:
+        options["reservation"] = cluster.reservation
+    for argument in cluster.sbatch_arguments:
+        name, _, value = argument.removeprefix("--").partition("=")
+        options[name] = value or True
+    return options
 
 
 def _setup_lines(cluster: ClusterConfig) -> list[str]:

@@ -45,12 +45,13 @@ class LaunchPlan:
     def __post_init__(self) -> None:
         for word in self.job.command:
             _check_placeholders(word)
-        if self.job.trains:
-            _check_ranks(self.run, self.cluster, self.job)
         require(
             not self.job.components or self.cluster.launcher == "srun",
             "a heterogeneous job needs launcher: srun, which numbers the ranks of all components; got torchrun",
         )
+        if self.job.trains:
+            _check_ranks(self.run, self.components)
+            require(not self.job.array, "a training can't be an array: its ranks belong together; set job.array=0")
         wanted = "cuda" if self.cluster.gpus_per_node else "cpu"
         require(
             self.run.device == wanted,
@@ -124,18 +125,24 @@ def _cluster_of(part: ComponentConfig, cluster: ClusterConfig) -> ClusterConfig:
     return replace(cluster, **own)
 
 
-def _check_ranks(run: RunConfig, cluster: ClusterConfig, job: JobConfig) -> None:
-    ranks, wanted = job.nodes * cluster.ranks, run.world_size
+def _check_ranks(run: RunConfig, components: tuple[Nodes, ...]) -> None:
+    ranks, wanted = sum(nodes.count * nodes.cluster.ranks for nodes in components), run.world_size
+    kinds = " + ".join(f"{nodes.count} nodes x {nodes.cluster.ranks} ranks" for nodes in components)
     remote = "".join(
         f" + teacher {teacher.name!r} {_product(teacher.own_layout)}" for teacher in run.teachers if teacher.num_ranks
     )
     total = f", {wanted} in all" if remote else ""
     require(
         ranks == wanted,
-        f"{job.nodes} nodes x {cluster.ranks} ranks are {ranks}, but the run's layout is "
-        f"{_product(run.parallel)}{remote}{total}; {_what_fits(run, ranks)}",
+        f"{kinds} are {ranks}, but the run's layout is {_product(run.parallel)}{remote}{total}; "
+        f"{_what_fits(run, ranks)}",
     )
-    require(not job.array, "a training can't be an array: its ranks belong together; set job.array=0")
+    of_student = components[0].count * components[0].cluster.ranks
+    require(
+        len(components) == 1 or of_student == run.parallel.world_size,
+        f"the student's {run.parallel.world_size} ranks belong on the job's own nodes, which have {of_student}, and "
+        "those of its teachers on the components; set job.nodes, or nodes of the components",
+    )
 
 
 def _product(layout: ParallelConfig) -> str:

@@ -12,6 +12,8 @@ folder=$(realpath -m "${2:?a directory}")
 port=${SLURM_PORT:-16817}
 nodes=2 cpus=64 gpus=8
 export SLURM_CONF=$folder/slurm.conf
+# Another cluster on this machine has lines of its own.
+hosts_mark="# slurm test cluster in $folder;"
 
 # plugins: the directory of Debian's SLURM plugins.
 plugins() { dirname "$(dpkg -L slurm-wlm-basic-plugins | grep '/auth_munge\.so$')"; }
@@ -98,8 +100,7 @@ all_nodes_idle() { [ "$(sinfo -h -N -p debug -t idle -o %N | wc -l)" = "$nodes" 
 up() {
   write_configuration
   # The first node's name, which a job takes as MASTER_ADDR, must resolve.
-  grep -q '# slurm test cluster$' /etc/hosts ||
-    echo "127.0.0.1 $(seq -s ' ' -f 'node%g' "$nodes") # slurm test cluster" >>/etc/hosts
+  echo "127.0.0.1 $(seq -s ' ' -f 'node%g' "$nodes") $hosts_mark" >>/etc/hosts
   munged --force --key-file="$folder/munge/key" --socket="$folder/run/munge.socket" \
     --pid-file="$folder/run/munged.pid" --log-file="$folder/log/munged.log" --seed-file="$folder/munge/seed" \
     --num-threads=2 2>>"$folder/log/munged.log"
@@ -123,7 +124,7 @@ down() {
   done
   # A bind-mounted hosts file can't be replaced, only rewritten.
   local others
-  others=$(grep -v '# slurm test cluster$' /etc/hosts || true)
+  others=$(grep -vF "$hosts_mark" /etc/hosts || true)
   echo "$others" >/etc/hosts
 }
 

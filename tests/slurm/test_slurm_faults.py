@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -13,14 +14,19 @@ from pathlib import Path
 import pytest
 
 from nemo_xtoken.config import ParallelConfig, RunConfig
+from nemo_xtoken.config_io import load
+from nemo_xtoken.integrations.megatron import launch as train
 from nemo_xtoken.integrations.megatron.run_dir import steps_done
 from nemo_xtoken.launch import ComponentConfig, HealthConfig, JobConfig, slurm
 from nemo_xtoken.launch.submission import is_alive, launch
+from tests.conftest import CHECKOUT
+from tests.distributed import toy
 from tests.slurm.jobs import (
     CLUSTER,
     JOB,
     assert_same_curve,
     bring_back,
+    is_training,
     log_of,
     lose,
     plan_of,
@@ -102,9 +108,35 @@ def test_ranks_of_both_components_of_a_heterogeneous_job_are_one_group(prepared:
     ]
 
 
+def on_two_kinds_of_nodes(folder: Path, name: str, steps: int) -> RunConfig:
+    """The student on one rank, its teacher on another one."""
+    run = replace(run_of(folder, name, steps), parallel=ParallelConfig())
+    return replace(run, teachers=tuple(replace(teacher, kind="remote") for teacher in run.teachers))
+
+
+def test_student_and_teacher_train_on_nodes_of_their_own(prepared: Path) -> None:
+    """Told of the time limit, both components end once the student is saved, and start anew."""
+    run = on_two_kinds_of_nodes(prepared, "heterogeneous", 120)
+    whole = replace(run_of(prepared, "one_kind", 120), parallel=ParallelConfig())
+    train(whole)
+    job = load(JobConfig, CHECKOUT / "launcher_configs" / "jobs" / "heterogeneous.yaml", ["time=00:10:00"])
+    plan = plan_of(run, job=replace(job, health=HealthConfig(free_disk_gb=0.001)))
+    (submission,) = launch(plan)
+    wait_until(lambda: is_training(run, 20), "20 steps are done")
+    # What SLURM does before the time limit, to the batch script alone.
+    subprocess.run(["scancel", "--batch", "--signal=USR1", submission.job_id], check=True)
+    log = wait_for_end(plan, submission.job_id)
+    (saved,) = re.findall(r"attempt 0 ended with exit code 85; newest checkpoint: step-(\d+)\n", log)
+    assert 20 <= int(saved) < 120
+    assert "on node1,node2 at" in log
+    assert "attempt 1 ended with exit code 0; newest checkpoint: step-00000120" in log
+    for ours, theirs in zip(toy.metrics(run), toy.metrics(whole), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+
+
 def test_an_unhealthy_node_of_either_component_is_excluded_from_both(prepared: Path) -> None:
     """node1 says that no disk is free on it: no node is left for the second component, so the job waits."""
-    run = replace(run_of(prepared, "two_kinds_unhealthy", 6), parallel=ParallelConfig())
+    run = on_two_kinds_of_nodes(prepared, "two_kinds_unhealthy", 6)
     check = prepared / "check_both"
     check.write_text(
         f'#!/bin/sh\nif [ "$2 $SLURMD_NODENAME" = "check-node node2" ]; then echo "unhealthy node node2: no disk"\n'

@@ -39,6 +39,9 @@ def run_of(cluster: ClusterConfig, job: JobConfig) -> RunConfig:
     batch = max(ranks // 2, 1) * 8
     sizes = {"tensor_model_parallel_size": min(ranks, 2), "data_parallel_size": max(ranks // 2, 1)}
     layout = [f"parallel.{name}={size}" for name, size in sizes.items()]
+    if job.components:  # the teacher in the layout of the student
+        teacher = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+        layout += ["teachers.0.kind=remote", f"teachers.0.parallel={{{teacher}}}"]
     return load_run(QUICKSTART, [f"device={device}", f"train.global_batch_size={batch}", *layout])
 
 
@@ -102,6 +105,9 @@ def test_each_component_asks_for_its_own_nodes_and_one_step_runs_on_all() -> Non
     assert "#SBATCH --gpus-per-node=4\n" in others
     assert "--het-group=1 --ntasks-per-node=1 --ntasks=2 --kill-on-bad-exit=0" in others
     assert 'srun "${srun_options[@]}" --het-group=0,1 --kill-on-bad-exit=0 --wait=30' in others
+    four = replace(plan.cluster, ranks_per_node=4)
+    with pytest.raises(ConfigError, match=r"student's 8 ranks belong on the job's own nodes, which have 4, and"):
+        replace(plan, cluster=four, job=replace(plan.job, components=(ComponentConfig(ranks_per_node=12),)))
     with pytest.raises(ConfigError, match="SLURM has no arrays of heterogeneous jobs"):
         replace(plan.job, array=2)
 
