@@ -26,8 +26,8 @@ from nemo_xtoken.config import (
 from nemo_xtoken.config_io import save_run
 from nemo_xtoken.data import prepare
 from nemo_xtoken.errors import CheckpointError, ConfigError, DataError, ProjectionError
+from nemo_xtoken.integrations.megatron import CacheJob, evaluate, fill_caches, launch, train_loop
 from nemo_xtoken.integrations.megatron import checkpoint_files as files
-from nemo_xtoken.integrations.megatron import evaluate, launch, train_loop
 from nemo_xtoken.integrations.megatron import layout as layouts
 from nemo_xtoken.integrations.megatron.context_parallel import model_inputs
 from nemo_xtoken.integrations.megatron.head_tap import head_weight, rows
@@ -39,6 +39,7 @@ from nemo_xtoken.integrations.megatron.student import unwrap
 from nemo_xtoken.losses.cross_entropy import cross_entropy
 from nemo_xtoken.losses.projected_kl import projected_kl
 from nemo_xtoken.projection import ProjectionMatrix, newest_automatic
+from nemo_xtoken.teachers.cache import Storage
 from tests.distributed import toy
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_megatron_training import assert_same_curve, curve
@@ -123,6 +124,22 @@ def test_every_layout_gives_the_same_curve(folder: Path, three_alone: list[dict[
         for run_name in (name, "three_alone")
     ]
     assert learnt[0] == pytest.approx(learnt[1], abs=1e-5)
+
+
+def test_remote_cached_and_colocated_teachers_in_one_run_give_the_same_curve(
+    folder: Path, three_alone: list[dict[str, float]]
+) -> None:
+    config = three(folder, "mixed")
+    of_bytes, own, common = config.teachers
+    stored = fill_caches(config, CacheJob(storage=Storage(stored_as="fp32"), teachers=("own",)))
+    assert stored is not None
+    assert [filled.missing for filled in stored] == [0, 0]
+    mixed = replace(
+        config, teachers=(replace(of_bytes, kind="remote", parallel=TP2), replace(own, kind="cached"), common)
+    )
+    assert mixed.world_size == 3
+    launch(mixed)
+    assert_same_curve(toy.metrics(mixed), three_alone)
 
 
 def test_the_ratio_and_the_loss_are_of_the_weighted_sum(folder: Path) -> None:

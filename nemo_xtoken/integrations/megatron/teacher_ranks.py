@@ -163,6 +163,7 @@ class Answers:
             device=config.device,
             seed=0,
             params_dtype=torch.bfloat16 if config.train.bf16 else torch.float32,
+            fp8=teacher.fp8,
             pre_process=layout.is_first_stage,
             post_process=layout.is_last_stage,
         ).to(layout.device)
