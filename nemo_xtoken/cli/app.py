@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 import nemo_xtoken
-from nemo_xtoken.cli import align, data, doctor, evaluate, launch, projection, report, teacher, train
+from nemo_xtoken.cli import align, data, doctor, evaluate, launch, plan, projection, report, teacher, train
 from nemo_xtoken.cli.console import print_error, stderr
 from nemo_xtoken.errors import ConfigError, StoppedError, XTokenError
 
@@ -31,6 +31,7 @@ app.command("align")(align.align)
 app.add_typer(projection.app, name="projection")
 app.add_typer(data.app, name="data")
 app.add_typer(teacher.app, name="teacher")
+app.command("plan")(plan.plan)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)

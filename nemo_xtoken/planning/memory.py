@@ -1,0 +1,96 @@
+"""Bytes on one GPU. What is added up is documented at each function; nothing is left out that grows with the model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from nemo_xtoken.config import RunConfig
+from nemo_xtoken.parallel.memory import BLOCK_SHARE, MIB, TEACHER_ROWS_PER_STUDENT_ROW
+from nemo_xtoken.planning.shapes import Shape
+
+FP32 = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of a rank of the last pipeline stage, the fullest one."""
+
+    weights: float = 0
+    gradients: float = 0
+    optimizer: float = 0
+    activations: float = 0
+    hidden_states: float = 0
+    loss_blocks: float = 0
+    teacher_weights: float = 0
+    teacher_heads: float = 0
+    teacher_activations: float = 0
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(asdict(self).values())
+
+
+def number_bytes(config: RunConfig) -> int:
+    """Of a weight or a hidden number: 2 in bf16, else 4."""
+    return 2 if config.train.bf16 else FP32
+
+
+def student_memory(config: RunConfig, student: Shape, teachers: list[Shape], dp: int) -> Memory:
+    """Without the teachers' models.
+
+    weights       parameters of the stage x 2 (bf16) or 4
+    gradients     x 4: Megatron's fp32 main gradients
+    optimizer     x 8 (Adam's moments), x 12 in bf16 (with fp32 weights); over dp x cp with the distributed optimizer
+    activations   of as many micro batches as the pipeline holds on the first stage, the most: pp
+    hidden        of both sides of one micro batch
+    loss blocks   see `loss_block_bytes`
+    teacher_heads the rows of each teacher's head that this rank owns
+    """
+    size, cp = number_bytes(config), config.parallel.context_parallel_size
+    sharded = dp * cp if config.parallel.use_distributed_optimizer else 1
+    micro_batch, data = config.train.micro_batch_size, config.data
+    tokens = micro_batch * data.student_sequence_length // cp
+    teacher_tokens = micro_batch * data.teacher_sequence_length // cp
+    in_flight = min(student.pp, max(config.train.global_batch_size // (micro_batch * dp), 1))
+    hidden = tokens * student.model.hidden_size + sum(
+        teacher_tokens * teacher.model.hidden_size for teacher in teachers
+    )
+    return Memory(
+        weights=student.largest_stage * size,
+        gradients=student.largest_stage * FP32,
+        optimizer=student.largest_stage * (2 * FP32 + (FP32 if config.train.bf16 else 0)) / sharded,
+        activations=student.activations(tokens, size) * in_flight,
+        hidden_states=hidden * size,
+        loss_blocks=max(
+            (loss_block_bytes(config, student, teacher, i) for i, teacher in enumerate(teachers)), default=0
+        ),
+        teacher_heads=sum(teacher.vocab_size // student.tp * teacher.model.hidden_size * size for teacher in teachers),
+    )
+
+
+def loss_block_bytes(config: RunConfig, student: Shape, teacher: Shape, number: int) -> float:
+    """Of the logits that the loss holds, and of the head's fp32 gradient, which it adds them up to.
+
+    loss.block_memory_mib, a budget that does not grow with the sequences; with loss.block_rows the logits of so many
+    student rows and twice as many teacher rows, and the rest of the budget. And V_S / tp x h_S x 4.
+    """
+    loss = config.teachers[number].loss
+    budget = loss.block_memory_mib * MIB
+    if loss.block_rows is not None:
+        width = (student.rows + TEACHER_ROWS_PER_STUDENT_ROW * teacher.vocab_size) / student.tp
+        budget = (1 - BLOCK_SHARE) * budget + FP32 * loss.block_rows * width
+    return budget + FP32 * student.head
+
+
+def teacher_memory(config: RunConfig, teacher: Shape) -> Memory:
+    """A teacher's model on a rank: its weights, and one layer's activations of one micro batch; nothing is kept."""
+    size = number_bytes(config)
+    tokens = config.train.micro_batch_size * config.data.teacher_sequence_length
+    one_layer = teacher.activations(tokens, size) * teacher.pp / teacher.model.num_layers
+    return Memory(teacher_weights=teacher.largest_stage * size, teacher_activations=one_layer)
+
+
+def added(a: Memory, b: Memory) -> Memory:
+    """Both on one GPU."""
+    return Memory(**{name: value + asdict(b)[name] for name, value in asdict(a).items()})
