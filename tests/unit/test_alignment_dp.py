@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from nemo_xtoken import tokenizers
 from nemo_xtoken.alignment import align, align_dp
+from nemo_xtoken.alignment import dp as aligner
 from nemo_xtoken.alignment.dp import score
 from nemo_xtoken.alignment.score_tables import LONGEST_WINDOW
 from nemo_xtoken.types import Chunks, Encoding, role_code
@@ -197,9 +198,8 @@ def word_cuts(words: Sequence[str], seed: int) -> list[str]:
     return [piece for part in parts for piece in part]
 
 
-def test_prose_of_many_windows_scores_as_the_whole_table() -> None:
-    words = [f" {word}" for word in " ".join(random_texts(60)).split()][:300]
-    student, teacher = word_cuts(words, 3), word_cuts(words, 4)
+def best_score(student: Sequence[str], teacher: Sequence[str]) -> float:
+    """The last cell of the whole table; no special tokens."""
     whole = np.zeros((len(student) + 1, len(teacher) + 1))
     whole[:, 0], whole[0] = -1.5 * np.arange(len(student) + 1), -1.5 * np.arange(len(teacher) + 1)
     for i, s in enumerate(student, 1):
@@ -211,8 +211,36 @@ def test_prose_of_many_windows_scores_as_the_whole_table() -> None:
                 if i >= k and t == "".join(student[i - k : i]):
                     cells.append(whole[i - k, j - 1] + 1.5 * k)
             whole[i, j] = max(cells)
-    assert score(dp(student, teacher), len(student), len(teacher)) == whole[-1, -1]
+    return float(whole[-1, -1])
+
+
+def test_prose_of_many_windows_scores_as_the_whole_table() -> None:
+    words = [f" {word}" for word in " ".join(random_texts(60)).split()][:300]
+    student, teacher = word_cuts(words, 3), word_cuts(words, 4)
+    assert score(dp(student, teacher), len(student), len(teacher)) == best_score(student, teacher)
     assert len(student) + len(teacher) > 2 * LONGEST_WINDOW
+
+
+def test_one_open_token_alone_needs_no_table_and_two_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cuts of a text that are much alike, with few open tokens: as good as the whole table, but not where no
+    table is filled for those with two."""
+    opened: list[int] = []
+    better = {False: 0, True: 0}
+    windows = aligner._windows
+    generator = np.random.default_rng(5)
+    for _ in range(600):
+        text = "".join(generator.choice(list("abcd"), 16))
+        cuts = generator.random(15) < 0.6
+        places = [(cuts ^ (generator.random(15) < 0.15)).nonzero()[0] + 1 for _ in range(2)]
+        student, teacher = ([text[a:b] for a, b in pairwise([0, *side.tolist(), 16])] for side in places)
+        best = best_score(student, teacher)
+        monkeypatch.setattr(aligner, "_windows", lambda *given: opened.append(len(given[1])) or windows(*given))
+        assert score(dp(student, teacher), len(student), len(teacher)) == best
+        monkeypatch.setattr(aligner, "_windows", lambda *_: np.zeros((0, 4), np.int64))
+        better[opened[-1] > 1] += score(dp(student, teacher), len(student), len(teacher)) < best
+    assert opened.count(1) > 20
+    assert better[False] == 0
+    assert better[True] > 0
 
 
 def test_lossy_tokenizers_are_aligned_where_their_strings_are_equal() -> None:
