@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import pytest
 import torch
 from megatron.bridge import AutoBridge
 from megatron.bridge.models.gemma.gemma2_provider import Gemma2ModelProvider
-from megatron.bridge.models.qwen.qwen_provider import Qwen3ModelProvider4B, Qwen3MoEModelProvider30B_A3B
 from megatron.bridge.training.config import MockGPTDatasetConfig
 from megatron.bridge.training.mixed_precision import get_mixed_precision_config
 from megatron.core.transformer.enums import AttnMaskType
@@ -28,12 +27,14 @@ from nemo_xtoken.integrations.bridge.dataset import TeacherInData
 from nemo_xtoken.integrations.bridge.distillation import extend
 from nemo_xtoken.integrations.bridge.limits import refuse, refuse_teacher
 from nemo_xtoken.integrations.bridge.overrides import override
+from nemo_xtoken.integrations.bridge.published import SHAPES, published
 from nemo_xtoken.integrations.megatron.context_parallel import ContextParallelAttention
 from tests.bridge import tiny
 
 pytestmark = pytest.mark.timeout(400)
 
 GPUS = {"llama32_1b_from_qwen3_4b": 8, "mistral_7b_from_qwen3_32b": 32}
+QWEN3 = "Qwen/Qwen3-4B"
 OF_PHI = ("llama32_1b_from_phi4_mini", "llama32_1b_from_phi4_mini_and_llama32_3b")
 
 
@@ -51,6 +52,29 @@ def test_a_recipe_has_the_papers_settings_and_a_layout_that_comes_out_even(name:
     assert config.model.calculate_per_token_loss
     assert not config.ddp.average_in_collective
     assert config.model.seq_length == 4096
+
+
+PRESETS = {
+    "meta-llama/Llama-3.2-1B": ("llama.llama_provider", "Llama32ModelProvider1B"),
+    "meta-llama/Llama-3.2-3B": ("llama.llama_provider", "Llama32ModelProvider3B"),
+    "Qwen/Qwen3-4B": ("qwen.qwen_provider", "Qwen3ModelProvider4B"),
+    "Qwen/Qwen3-32B": ("qwen.qwen_provider", "Qwen3ModelProvider32B"),
+    "mistralai/Mistral-7B-v0.3": ("mistral.mistral_provider", "MistralModelProvider"),
+}
+NAMED_OTHERWISE = {"hf_model_id", "vocab_size", "kv_channels", "max_position_embeddings"}
+NAMED_OTHERWISE |= {"use_transformer_engine_op_fuser", "bf16", "params_dtype"}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_published_model_is_bridges_own_preset(name: str) -> None:
+    module, preset = PRESETS[name]
+    own = getattr(pytest.importorskip(f"megatron.bridge.models.{module}", reason="0.6 has no presets"), preset)()
+    ours = published(name)
+    for field in fields(own):
+        value = getattr(own, field.name)
+        if field.name not in NAMED_OTHERWISE and not field.name.startswith("_") and not callable(value):
+            assert getattr(ours, field.name) == value, field.name
+    assert ours.kv_channels == (own.kv_channels or own.hidden_size // own.num_attention_heads)
 
 
 def test_every_recipe_is_built_here_or_says_why_not(folder: Path) -> None:
@@ -231,13 +255,14 @@ def test_what_does_not_work_is_refused_with_its_reason(change: Any, message: str
 
 def test_a_teacher_that_can_not_stand_beside_the_student_is_refused() -> None:
     student = recipes.llama32_1b_from_qwen3_4b().model
-    refuse_teacher("qwen", Qwen3ModelProvider4B(), student)
-    refuse_teacher("experts", Qwen3MoEModelProvider30B_A3B(), student)
-    experts = Qwen3MoEModelProvider30B_A3B()
+    refuse_teacher("qwen", published(QWEN3), student)
+    experts = published(QWEN3)
+    experts.num_moe_experts = 8
+    refuse_teacher("experts", experts, student)
     experts.expert_model_parallel_size = 4
     with pytest.raises(ConfigError, match="teacher 'experts' has experts and expert_model_parallel_size is 4"):
         refuse_teacher("experts", experts, student)
-    wide = Qwen3ModelProvider4B()
+    wide = published(QWEN3)
     wide.tensor_model_parallel_size = 2
     with pytest.raises(ConfigError, match="tensor_model_parallel_size 2 must be the student's, 1"):
         refuse_teacher("wide", wide, student)
@@ -248,7 +273,7 @@ def test_a_teacher_that_can_not_stand_beside_the_student_is_refused() -> None:
 
 
 def test_layers_on_cuda_are_the_providers_own_with_a_mask() -> None:
-    provider = Qwen3ModelProvider4B()
+    provider = published(QWEN3)
     provider.transformer_layer_spec = models.local_layers
     models.adapt(provider, torch.device("cuda"))
     models.adapt(provider, torch.device("cuda"))
@@ -311,6 +336,7 @@ def test_the_parts_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_weights_are_read_when_the_model_is_built(folder: Path) -> None:
-    provider = models.with_weights(Qwen3ModelProvider4B(), str(folder / "nowhere"))
+    provider = models.provider_from(str(folder / "qwen3"), load_weights=False)
+    models.with_weights(provider, str(folder / "nowhere"))
     with pytest.raises(ConfigError, match=r"Megatron-Bridge can't import .*nowhere"):
         provider.pre_wrap_hook([])

@@ -48,6 +48,7 @@ from nemo_xtoken.integrations.bridge.config import BridgeTeacher, DistillationCo
 from nemo_xtoken.integrations.bridge.distillation import extend, pretrain
 from nemo_xtoken.integrations.bridge.models import provider_from
 from nemo_xtoken.integrations.bridge.step import DistillationStep
+from nemo_xtoken.integrations.bridge.versions import validation_of
 from nemo_xtoken.integrations.megatron.head_tap import head_weight
 from nemo_xtoken.integrations.megatron.student import unwrap
 from nemo_xtoken.projection import build
@@ -59,6 +60,7 @@ __all__ = ["BalanceCallback", "bridge_pretrain", "pretrain"]
 
 LR = 5e-3
 STEPS = 20
+VALIDATION = {"eval_iters": 0, "eval_interval": 100}
 
 
 def make_all(folder: Path) -> None:
@@ -166,18 +168,16 @@ def student_config(
     model.params_dtype = model.pipeline_dtype = torch.float32
     model.bf16 = model.fp16 = False
     saved = str(folder / name)
-    return ConfigContainer(
+    config = ConfigContainer(
         model=model,
         train=TrainingConfig(
             **{
                 "train_iters": steps,
                 "global_batch_size": 8,
                 "micro_batch_size": 2,
-                "eval_iters": 0,
-                "eval_interval": 100,
                 "exit_signal_handler": False,
                 "manual_gc": False,
-                **train,
+                **{name: value for name, value in train.items() if name not in VALIDATION},
             }
         ),
         optimizer=OptimizerConfig(
@@ -213,6 +213,9 @@ def student_config(
         dist=DistributedInitConfig(distributed_backend="gloo"),
         rng=RNGConfig(seed=1),
     )
+    for key, value in VALIDATION.items():
+        setattr(validation_of(config), key, train.get(key, value))
+    return config
 
 
 def run(folder: Path, name: str, *, tp: int = 1, pp: int = 1, dp: int = 1, **options: Any) -> list[dict[str, float]]:

@@ -4,6 +4,7 @@ What Bridge needs beyond `integrations.megatron.cpu_device`:
 
     Transformer Engine   two of its modules import it whether it is there or not; while they are imported an empty
                          package of that name answers. megatron-core is imported before, so that nothing believes in it
+    nvidia_resiliency_ext  Bridge needs it, and megatron-core 0.19 takes none below 0.6.0: megatron-core does not see it
     initialize_megatron  asks for a CUDA device unless told otherwise, and seeds Megatron's generators only on one
     compile_helpers      compiles the index builder of Megatron's datasets, which the wheel has ready
     set_jit_fusion_...   warms up kernels that do not run here
@@ -18,6 +19,7 @@ What Bridge needs beyond `integrations.megatron.cpu_device`:
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +32,7 @@ from torch import Tensor, nn
 from nemo_xtoken.integrations.megatron import cpu_device
 
 ENGINE = "transformer_engine"
+RESILIENCY = "nvidia_resiliency_ext"
 MARK = "nemo_xtoken_bridge_on_cpu"
 
 
@@ -40,7 +43,10 @@ def install() -> None:
     """
     if installed():
         return
+    importlib.import_module("transformers.generation.utils")  # names CUDA's classes in annotations
     cpu_device.choose_device("cpu")
+    with _absent(RESILIENCY):
+        import megatron.core.dist_checkpointing
     # These see that there is no Transformer Engine; what is imported after them asks them.
     import megatron.core.extensions.transformer_engine
     import megatron.core.models.gpt.gpt_layer_specs
@@ -60,6 +66,15 @@ def installed() -> bool:
     return getattr(torch.cuda, MARK, False)
 
 
+@contextmanager
+def _absent(package: str) -> Iterator[None]:
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+
+
 class _AnyModule(types.ModuleType):
     """A module in which every name is a torch module class."""
 
@@ -73,6 +88,7 @@ class _AnyModule(types.ModuleType):
 def _empty_transformer_engine() -> Iterator[None]:
     package, pytorch = types.ModuleType(ENGINE), _AnyModule(f"{ENGINE}.pytorch")
     package.__path__ = []
+    package.__version__ = "0"  # type: ignore[attr-defined]
     pytorch.ops = _AnyModule(f"{ENGINE}.pytorch.ops")  # type: ignore[attr-defined]
     package.pytorch = pytorch  # type: ignore[attr-defined]
     modules = {ENGINE: package, pytorch.__name__: pytorch}

@@ -14,9 +14,6 @@ from typing import Any
 
 import torch
 from megatron.bridge import AutoBridge
-from megatron.bridge.models.llama.llama_provider import Llama32ModelProvider1B, Llama32ModelProvider3B
-from megatron.bridge.models.mistral.mistral_provider import MistralModelProvider
-from megatron.bridge.models.qwen.qwen_provider import Qwen3ModelProvider4B, Qwen3ModelProvider32B
 from megatron.bridge.training.config import (
     CheckpointConfig,
     ConfigContainer,
@@ -36,11 +33,14 @@ from nemo_xtoken.errors import ConfigError, UnavailableError
 from nemo_xtoken.integrations.bridge import cpu_device
 from nemo_xtoken.integrations.bridge.config import BridgeTeacher, DistillationContainer
 from nemo_xtoken.integrations.bridge.distillation import extend
-from nemo_xtoken.integrations.bridge.models import provider_from, with_weights
+from nemo_xtoken.integrations.bridge.models import provider_from
+from nemo_xtoken.integrations.bridge.published import published
+from nemo_xtoken.integrations.bridge.versions import validation_of
 
-LLAMA_VOCABULARY = 128256
+LLAMA32_1B = "meta-llama/Llama-3.2-1B"
 P_KL = LossConfig(mode="p_kl", teacher_top_k=8192)
 H_KL = LossConfig(mode="h_kl")
+SAME_TOKENIZER = LossConfig(mode="same_tokenizer")
 
 
 def llama32_1b_from_qwen3_4b(
@@ -49,11 +49,11 @@ def llama32_1b_from_qwen3_4b(
     """Llama-3.2-1B from Qwen3-4B on 8 GPUs of 80 GB: P-KL, since Qwen has no numerals of several digits."""
     teacher = BridgeTeacher(
         name="qwen3_4b",
-        provider=with_weights(Qwen3ModelProvider4B(), "Qwen/Qwen3-4B"),
+        provider=published("Qwen/Qwen3-4B"),
         projection=projection,
         loss=P_KL,
     )
-    return _recipe("llama32_1b_from_qwen3_4b", _llama32_1b(), [teacher], data, precision, steps)
+    return _recipe("llama32_1b_from_qwen3_4b", published(LLAMA32_1B), [teacher], data, precision, steps)
 
 
 def llama32_1b_from_phi4_mini(
@@ -65,7 +65,7 @@ def llama32_1b_from_phi4_mini(
     """
     _require_architecture("Phi3ForCausalLM", "microsoft/Phi-4-mini-instruct")
     teacher = BridgeTeacher(name="phi4_mini", model="microsoft/Phi-4-mini-instruct", projection=projection, loss=H_KL)
-    return _recipe("llama32_1b_from_phi4_mini", _llama32_1b(), [teacher], data, precision, steps)
+    return _recipe("llama32_1b_from_phi4_mini", published(LLAMA32_1B), [teacher], data, precision, steps)
 
 
 def llama32_1b_from_phi4_mini_and_llama32_3b(
@@ -80,21 +80,26 @@ def llama32_1b_from_phi4_mini_and_llama32_3b(
     phi = BridgeTeacher(
         name="phi4_mini", model="microsoft/Phi-4-mini-instruct", projection=projection, loss=H_KL, weight=0.8
     )
-    llama_3b = with_weights(Llama32ModelProvider3B(), "meta-llama/Llama-3.2-3B")
-    llama_3b.vocab_size = LLAMA_VOCABULARY
-    llama = BridgeTeacher(name="llama32_3b", provider=llama_3b, loss=LossConfig(mode="same_tokenizer"), weight=0.2)
-    return _recipe("llama32_1b_from_phi4_mini_and_llama32_3b", _llama32_1b(), [phi, llama], data, precision, steps)
+    llama = BridgeTeacher(
+        name="llama32_3b",
+        provider=published("meta-llama/Llama-3.2-3B"),
+        loss=LossConfig(mode="same_tokenizer"),
+        weight=0.2,
+    )
+    return _recipe(
+        "llama32_1b_from_phi4_mini_and_llama32_3b", published(LLAMA32_1B), [phi, llama], data, precision, steps
+    )
 
 
 def mistral_7b_from_qwen3_32b(
     data: str = "data", *, projection: str | None = None, precision: str = "bf16_mixed", steps: int = 20_000
 ) -> DistillationContainer:
     """Mistral-7B from Qwen3-32B on 4 nodes of 8 GPUs of 80 GB, tensor parallel 8 with sequence parallelism."""
-    student = with_weights(MistralModelProvider(), "mistralai/Mistral-7B-v0.3")
+    student = published("mistralai/Mistral-7B-v0.3")
     student.tensor_model_parallel_size, student.sequence_parallel = 8, True
     teacher = BridgeTeacher(
         name="qwen3_32b",
-        provider=with_weights(Qwen3ModelProvider32B(), "Qwen/Qwen3-32B"),
+        provider=published("Qwen/Qwen3-32B"),
         projection=projection,
         loss=P_KL,
     )
@@ -139,12 +144,6 @@ RECIPES: dict[str, Callable[..., DistillationContainer]] = {
 }
 
 
-def _llama32_1b() -> Any:
-    student = with_weights(Llama32ModelProvider1B(), "meta-llama/Llama-3.2-1B")
-    student.vocab_size = LLAMA_VOCABULARY
-    return student
-
-
 def _recipe(
     name: str,
     student: Any,
@@ -164,9 +163,7 @@ def _recipe(
     folder = f"checkpoints/{name}"
     base = ConfigContainer(
         model=student,
-        train=TrainingConfig(
-            train_iters=steps, global_batch_size=768, micro_batch_size=1, eval_interval=500, eval_iters=0
-        ),
+        train=TrainingConfig(train_iters=steps, global_batch_size=768, micro_batch_size=1),
         optimizer=_optimizer(distributed=on_gpu),
         scheduler=SchedulerConfig(
             lr_decay_style="cosine",
@@ -185,6 +182,7 @@ def _recipe(
         rng=RNGConfig(seed=1234),
         mixed_precision=precision,
     )
+    validation_of(base).eval_interval, validation_of(base).eval_iters = 500, 0
     student_length, teacher_length = lengths
     described = DataConfig(path=data, student_sequence_length=student_length, teacher_sequence_length=teacher_length)
     return extend(base, teachers, described)

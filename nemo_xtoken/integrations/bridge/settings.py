@@ -10,6 +10,7 @@ from nemo_xtoken.integrations.bridge.dataset import TeacherInData
 from nemo_xtoken.integrations.bridge.limits import refuse
 from nemo_xtoken.integrations.bridge.models import adapt
 from nemo_xtoken.integrations.bridge.placement import device
+from nemo_xtoken.integrations.bridge.versions import validation_of
 
 
 def settle(config: DistillationContainer) -> None:
@@ -27,7 +28,7 @@ def settle(config: DistillationContainer) -> None:
     model.perform_initialization = True
     model.seq_length = data.data.student_sequence_length
     data.teachers = tuple(TeacherInData(teacher.name, teacher.prepared_as) for teacher in config.teachers)
-    data.validation_samples = config.train.eval_iters * config.train.global_batch_size
+    data.validation_samples = validation_of(config).eval_iters * config.train.global_batch_size
     if config.checkpoint.pretrained_checkpoint is not None:
         # It lacks the balance; what else it lacks is told when the model is loaded.
         config.checkpoint.dist_ckpt_strictness = "log_unexpected"
