@@ -38,6 +38,7 @@ LAYOUTS = {
     "tp2 from pp2": (TP2, PP2),
     "dp2 from 1": (replace(DP2, use_distributed_optimizer=True), ONE),
     "cp2 from tp2": (CP2, TP2),
+    "pp2 from 1": (PP2, ONE),
 }
 MORE_LAYOUTS = {
     "1 from 1": (ONE, ONE),

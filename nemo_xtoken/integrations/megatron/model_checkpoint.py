@@ -48,7 +48,7 @@ def load_weights(wanted: dict[str, Any], path: Path, owner: str, ids: HeadIds) -
     checkpoint = _the_same_on_every_rank(find_checkpoint(path, owner))
     check_fits(wanted, checkpoint, owner, ids)
     loaded: Any = dist_checkpointing.load({"model": wanted}, str(checkpoint))
-    return loaded["model"], checkpoint
+    return loaded.get("model", {}), checkpoint
 
 
 def check_fits(wanted: dict[str, Any], checkpoint: Path, owner: str, ids: HeadIds) -> None:
