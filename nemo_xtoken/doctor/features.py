@@ -46,6 +46,16 @@ def package(distribution: str, hint: str = "") -> Need:
     return lack
 
 
+def series(distribution: str, prefix: str, reason: str) -> Need:
+    """A need of a version of an installed distribution that begins with `prefix`."""
+
+    def lack(machine: Machine) -> str | None:
+        found = machine.versions[distribution]
+        return None if found.startswith(prefix) else f"{distribution} {prefix}x, {reason} (found: {found})"
+
+    return lack
+
+
 def gpu(major: int = 0, minor: int = 0) -> Need:
     """A need of a CUDA device of at least this compute capability."""
 
@@ -72,6 +82,11 @@ def slurm(machine: Machine) -> str | None:
 MEGATRON = package("megatron-core")
 TRANSFORMER_ENGINE = package("transformer-engine")
 BRIDGE = package("megatron-bridge", "extra 'bridge', in an environment of its own")
+NEMO = (
+    package("nemo-toolkit", "2.x, extra 'nemo', in an environment of its own"),
+    package("nemo-run", "for recipes and the nemo command"),
+    series("megatron-core", "0.15.", "with which NeMo's checkpoints work"),
+)
 FEATURES: Mapping[str, tuple[str, tuple[Need, ...]]] = {
     "Tokenizers, alignment, projection, data": ("projection", ()),
     "Training on CPU": ("integrations.megatron", (MEGATRON,)),
@@ -85,7 +100,8 @@ FEATURES: Mapping[str, tuple[str, tuple[Need, ...]]] = {
     "FP8, MXFP8": ("fp8", (gpu(10, 0), TRANSFORMER_ENGINE)),
     "FP8 emulated on CPU": ("fp8", ()),
     "Cached teacher, teacher on other ranks": ("teachers", (MEGATRON,)),
-    "NeMo integration": ("integrations.nemo", (package("nemo-toolkit", "2.x, extra 'nemo'"),)),
+    "NeMo 2.x on CPU": ("integrations.nemo", NEMO),
+    "NeMo 2.x on GPU": ("integrations.nemo", (*NEMO, gpu(), TRANSFORMER_ENGINE)),
     "Megatron-Bridge on CPU": ("integrations.bridge", (BRIDGE,)),
     "Megatron-Bridge on GPU": ("integrations.bridge", (BRIDGE, gpu(), TRANSFORMER_ENGINE)),
     "SLURM launch": ("launch", (slurm,)),

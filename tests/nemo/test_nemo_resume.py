@@ -142,7 +142,8 @@ def test_the_context_of_a_checkpoint_gives_the_model_back(stopped: tuple[RunConf
     assert model.distillation.balance == ours.distillation.balance
     assert model.distillation.teachers[0].loss == ours.distillation.teachers[0].loss
     assert model.distillation.teachers[0].checkpoint == ours.distillation.teachers[0].checkpoint
-    assert model.distillation.teachers[0].config.hidden_size == toy.TEACHER.hidden_size
+    config_of_teacher: Any = model.distillation.teachers[0].config
+    assert config_of_teacher.hidden_size == toy.TEACHER.hidden_size
     assert model.config.calculate_per_token_loss
     assert model.tokenizer.vocab_size == ours.tokenizer.vocab_size
 

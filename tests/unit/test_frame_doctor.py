@@ -53,6 +53,17 @@ def test_a_gpu_and_apex_bring_gpu_training_and_fused_kernels() -> None:
     assert statuses["Fused optimizer and norms"].state == "ready"
 
 
+def test_nemo_needs_the_megatron_core_that_its_checkpoints_work_with() -> None:
+    found = with_packages(BARE, "nemo-toolkit", "nemo-run", "megatron-core")
+    assert by_name(found)["NeMo 2.x on CPU"].detail == (
+        "missing: megatron-core 0.15.x, with which NeMo's checkpoints work (found: 1.0)"
+    )
+    found = dataclasses.replace(found, versions={**found.versions, "megatron-core": "0.15.3"})
+    assert by_name(found)["NeMo 2.x on CPU"].state == "ready"
+    assert by_name(found)["NeMo 2.x on GPU"].detail == "missing: a CUDA device; transformer-engine"
+    assert "nemo-toolkit 2.x, extra 'nemo'" in by_name(BARE)["NeMo 2.x on CPU"].detail
+
+
 def test_pypis_apex_does_not_count_as_apex() -> None:
     found = dataclasses.replace(with_packages(BARE, "megatron-core"), gpus=(HOPPER,))
     found = dataclasses.replace(found, versions={**found.versions, "apex": OTHER_APEX})

@@ -6,6 +6,8 @@ from nemo.lightning import io
 from nemo_xtoken.integrations.nemo.callbacks import DistillationProgress, ProjectionSnapshots
 from nemo_xtoken.integrations.nemo.config import DistillationConfig, NemoTeacher
 from nemo_xtoken.integrations.nemo.data import PreparedDataModule
+from nemo_xtoken.integrations.nemo.extend import distill_recipe
+from nemo_xtoken.integrations.nemo.huggingface import config_of
 from nemo_xtoken.integrations.nemo.model import CrossTokenizerDistillationModel
 
 io.track_io(DistributedDataParallelConfig)  # else the context of a checkpoint can't be written where a recipe has one
@@ -17,4 +19,6 @@ __all__ = [
     "NemoTeacher",
     "PreparedDataModule",
     "ProjectionSnapshots",
+    "config_of",
+    "distill_recipe",
 ]

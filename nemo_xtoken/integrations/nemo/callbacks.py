@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import lightning.pytorch as pl
 from nemo.lightning import io
@@ -50,7 +50,7 @@ class ProjectionSnapshots(pl.Callback, io.IOMixin):
     folder  gets `step-N/learnt-projection-NAME.safetensors`; None: `projections` below the trainer's root directory
     """
 
-    def __init__(self, every_n_steps: int = 1000, folder: str | None = None) -> None:
+    def __init__(self, every_n_steps: int = 1000, folder: Optional[str] = None) -> None:
         super().__init__()
         self.every_n_steps, self.folder = every_n_steps, folder
 

@@ -1,6 +1,7 @@
 """What a NeMo student is distilled from, and how."""
 
 from dataclasses import dataclass, field
+from typing import Any, Optional
 
 from nemo.collections.llm.gpt.model.base import GPTConfig
 from nemo.lightning import io
@@ -13,7 +14,8 @@ from nemo_xtoken.errors import ConfigError
 class NemoTeacher(io.IOMixin):
     """A frozen teacher on the student's ranks.
 
-    config      any NeMo GPT config (Qwen3Config4B, ...); its layout and precision are taken from the student's
+    config      any NeMo GPT config (Qwen3Config4B, ...); its layout and precision are taken from the student's. None:
+                that of the checkpoint, if it is one of NeMo's
     checkpoint  a NeMo checkpoint (`llm.import_ckpt`), or a run directory of `nemo-xtoken train`; None: random weights
                 from `seed`, for trying things out
     projection  the file of W for this pair of tokenizers; None builds it below the trainer's root directory, once
@@ -24,18 +26,20 @@ class NemoTeacher(io.IOMixin):
     projection_lr     its learning rate, constant (Adam, no weight decay, no clipping)
     """
 
-    config: GPTConfig
-    checkpoint: str | None = None
-    projection: str | None = None
+    config: Optional[GPTConfig] = None
+    checkpoint: Optional[str] = None
+    projection: Optional[str] = None
     loss: LossConfig = field(default_factory=LossConfig)
     name: str = "teacher"
     weight: float = 1.0
-    prepared_as: str | None = None
+    prepared_as: Optional[str] = None
     learn_projection: bool = False
     projection_lr: float = 1e-2
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.config is None and self.checkpoint is None:
+            raise ConfigError(f"teacher {self.name!r}: expected a config or a checkpoint with one")
         check_teacher(self.name, self.weight, self.loss, self.learn_projection, self.projection_lr)
 
 
@@ -44,12 +48,15 @@ class DistillationConfig(io.IOMixin):
     """Teachers of a student, and how the losses are balanced.
 
     teachers              none means cross-entropy alone
+    huggingface           the Hugging Face model that the student was made from, for its config and tokenizer when the
+                          student is exported
     initial_weights_seed  not None: a student from scratch, with weights that depend on this seed and not on the layout
     """
 
     teachers: list[NemoTeacher] = field(default_factory=list)
     balance: BalanceConfig = field(default_factory=BalanceConfig)
-    initial_weights_seed: int | None = None
+    initial_weights_seed: Optional[int] = None
+    huggingface: Optional[str] = None
 
     def __post_init__(self) -> None:
         names = [teacher.name for teacher in self.teachers]
@@ -60,3 +67,10 @@ class DistillationConfig(io.IOMixin):
     def losses(self) -> tuple[LossConfig, ...]:
         """How the student is compared with each teacher."""
         return tuple(teacher.loss for teacher in self.teachers)
+
+
+def set_with_io(config: Any, name: str, value: Any) -> None:
+    """Set a field, also in what `io_dump` writes."""
+    setattr(config, name, value)
+    if hasattr(config, "__io__"):
+        setattr(config.__io__, name, value)

@@ -9,6 +9,7 @@ NeMo's strategy and optimizer wrappers name the CUDA device in places of their o
     checkpoints       loaded tensors are moved to the current CUDA device
     random states     megatron-core's tracker holds CUDA states; the one for inference holds none, which is right where
                       there is no dropout
+    results queue     writers of a checkpoint report through a manager process, which starts by importing everything
 
 NeMo is imported before a recipe is looked at, so the layer comes after megatron-core's import here. That is safe for
 megatron-core 0.15: what it binds at import are the random states alone.
@@ -17,11 +18,13 @@ megatron-core 0.15: what it binds at import are the random states alone.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from nemo_xtoken.errors import UnavailableError
 from nemo_xtoken.integrations.megatron import cpu_device
 
 PLAIN_KERNELS: dict[str, Any] = {
@@ -51,7 +54,39 @@ def install() -> None:
         setattr(torch.cuda, counter, lambda *_, **__: 0)
     _leave_loaded_tensors()
     _keep_no_random_states()
+    _collect_writers_results_here()
     setattr(torch.cuda, MARK, True)
+
+
+@contextmanager
+def fused_rope_allowed() -> Iterator[None]:
+    """Lets NeMo's configs be made, which ask for fused rotary embeddings, where there are none.
+
+    megatron-core refuses such a config without Transformer Engine; `plain` then switches them off.
+    """
+    from megatron.core.models.common.embeddings import rope_utils
+
+    missing = rope_utils.fused_apply_rotary_pos_emb is None
+    if missing:
+        rope_utils.fused_apply_rotary_pos_emb = _no_fused_rope
+    try:
+        yield
+    finally:
+        if missing:
+            rope_utils.fused_apply_rotary_pos_emb = None
+
+
+def _no_fused_rope(*_: Any, **__: Any) -> Any:
+    raise UnavailableError("fused rotary embeddings need Transformer Engine; set apply_rope_fusion=False")
+
+
+def plain(config: Any) -> Any:
+    """Switch off, in a GPTConfig, what needs CUDA kernels or streams."""
+    from nemo_xtoken.integrations.nemo.config import set_with_io
+
+    for name, value in PLAIN_KERNELS.items():
+        set_with_io(config, name, value)
+    return config
 
 
 def _to_cpu(to: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,3 +113,9 @@ def _keep_no_random_states() -> None:
     from megatron.core.tensor_parallel.random import initialize_rng_tracker
 
     initialize_rng_tracker(inference_rng_tracker=True)
+
+
+def _collect_writers_results_here() -> None:
+    from nemo_xtoken.integrations.megatron.checkpoint_writing import collect_writers_results_here
+
+    collect_writers_results_here()

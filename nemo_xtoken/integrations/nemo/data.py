@@ -1,6 +1,6 @@
 """Prepared data for NeMo: both token streams and their chunks, in the order of NeMo's own batch samplers."""
 
-from typing import Any
+from typing import Any, Optional
 
 import lightning.pytorch as pl
 from megatron.core.num_microbatches_calculator import get_num_microbatches
@@ -37,7 +37,7 @@ class Prefix(Dataset[Sample]):
 class StudentTokenizer(io.IOMixin):
     """What NeMo asks of the student's tokenizer, from the prepared data: sizes and ids. It encodes nothing."""
 
-    def __init__(self, vocab_size: int, bos_id: int | None = None, eos_id: int | None = None) -> None:
+    def __init__(self, vocab_size: int, bos_id: Optional[int] = None, eos_id: int | None = None) -> None:
         self.vocab_size, self.bos_id, self.eos_id = vocab_size, bos_id, eos_id
 
     @classmethod
@@ -68,9 +68,9 @@ class PreparedDataModule(pl.LightningDataModule, io.IOMixin):
         teacher_seq_length: int,
         micro_batch_size: int,
         global_batch_size: int,
-        teacher_lengths: dict[str, int] | None = None,
-        blend: list[list[Any]] | None = None,
-        validation_path: str | None = None,
+        teacher_lengths: Optional[dict[str, int]] = None,
+        blend: Optional[list[list[Any]]] = None,
+        validation_path: Optional[str] = None,
         validation_batches: int = 8,
         seed: int = 1234,
         exact_chunks_only: bool = True,
@@ -79,6 +79,7 @@ class PreparedDataModule(pl.LightningDataModule, io.IOMixin):
         super().__init__()
         self.micro_batch_size, self.global_batch_size, self.seq_length = micro_batch_size, global_batch_size, seq_length
         self.validation_batches, self.num_workers = validation_batches, num_workers
+        self.teacher_seq_length, self.teacher_lengths = teacher_seq_length, teacher_lengths
         self.config = DataConfig(
             path=path,
             student_sequence_length=seq_length,

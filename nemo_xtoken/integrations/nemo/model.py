@@ -17,7 +17,7 @@ from nemo_xtoken.integrations.megatron.context_parallel import model_inputs
 from nemo_xtoken.integrations.megatron.head_tap import tap_head
 from nemo_xtoken.integrations.megatron.initial_weights import initialise
 from nemo_xtoken.integrations.megatron.inputs import check_unchanged
-from nemo_xtoken.integrations.nemo.config import DistillationConfig
+from nemo_xtoken.integrations.nemo.config import DistillationConfig, set_with_io
 from nemo_xtoken.integrations.nemo.global_batch import GlobalBatch
 from nemo_xtoken.integrations.nemo.layers import adapt_layers
 from nemo_xtoken.integrations.nemo.loss import DistillationLossReduction
@@ -124,10 +124,3 @@ class CrossTokenizerDistillationModel(GPTModel):
 def micro_batch(item: Any) -> DistillBatch:
     """What a NeMo data iterator yields, without the indices that Lightning adds."""
     return item[0] if isinstance(item, tuple) else item
-
-
-def set_with_io(config: Any, name: str, value: Any) -> None:
-    """Set a field, also in what `io_dump` writes."""
-    setattr(config, name, value)
-    if hasattr(config, "__io__"):
-        setattr(config.__io__, name, value)

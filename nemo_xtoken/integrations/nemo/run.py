@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from nemo_xtoken.data.manifest import Manifest, Side, TeacherSide
@@ -28,6 +29,7 @@ from nemo_xtoken.integrations.megatron.step import (
 )
 from nemo_xtoken.integrations.megatron.student import unwrap
 from nemo_xtoken.integrations.megatron.teacher import ColocatedTeacher
+from nemo_xtoken.integrations.nemo.arithmetic import check_layout
 from nemo_xtoken.integrations.nemo.config import DistillationConfig, NemoTeacher
 from nemo_xtoken.integrations.nemo.data import PreparedDataModule
 from nemo_xtoken.integrations.nemo.layout import layout_of
@@ -126,18 +128,25 @@ def start_run(model: Any, trainer: Any) -> DistillationRun:
             "their chunks"
         )
     config, layout, manifests = model.distillation, layout_of(trainer.strategy), data.manifests
-    check(model, data)
+    check(model, data, manifests[0])
+    check_layout(model.config, config.teachers, data, trainer.strategy, dist.get_world_size())
     teachers, teacher_inputs = _teachers(model, trainer, layout, manifests[0])
     objective = Objective(layout, manifests[0].student.vocab_size, teachers)
     inputs = {"data": data_key(manifests), **teacher_inputs}
     return DistillationRun(config, layout, objective, Balance(config.balance), inputs)
 
 
-def check(model: Any, data: PreparedDataModule) -> None:
+def check(model: Any, data: PreparedDataModule, manifest: Manifest) -> None:
     """Raises ConfigError where model and data do not belong together."""
     if model.config.seq_length != data.seq_length:
         raise ConfigError(
             f"the student's seq_length is {model.config.seq_length}, the data's {data.seq_length}; change one of them"
+        )
+    ids, rows = manifest.student.vocab_size, model.config.vocab_size
+    if rows is not None and rows < ids:
+        raise ConfigError(
+            f"the student's vocab_size {rows} is less than the {ids} ids of the data's student tokenizer; prepare the "
+            "data with the student's own tokenizer"
         )
     if not model.config.calculate_per_token_loss:
         raise ConfigError("the student's config needs calculate_per_token_loss=True: losses are sums, divided once")

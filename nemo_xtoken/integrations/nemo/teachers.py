@@ -9,6 +9,8 @@ from typing import Any
 
 from megatron.core import dist_checkpointing
 from megatron.core.models.gpt import GPTModel
+from nemo.lightning import io
+from nemo.lightning.ckpt_utils import ckpt_to_context_subdir
 from nemo.lightning.io.pl import ckpt_to_weights_subdir
 
 from nemo_xtoken.data.manifest import Side
@@ -18,6 +20,7 @@ from nemo_xtoken.integrations.megatron.initial_weights import initialise
 from nemo_xtoken.integrations.megatron.layout import Layout
 from nemo_xtoken.integrations.megatron.model_checkpoint import HeadIds, load_model
 from nemo_xtoken.integrations.nemo.config import NemoTeacher
+from nemo_xtoken.integrations.nemo.cpu_device import fused_rope_allowed
 from nemo_xtoken.integrations.nemo.data import StudentTokenizer
 from nemo_xtoken.integrations.nemo.layers import adapt_layers
 
@@ -46,7 +49,7 @@ def build_teacher(
 
 def teacher_config(teacher: NemoTeacher, layout: Layout, student: Any, seq_length: int) -> Any:
     """The teacher's own config in the student's layout and precision, with all layers in one stage and without FP8."""
-    config = copy.deepcopy(teacher.config)
+    config = copy.deepcopy(teacher.config or _config_of(teacher))
     tp_size = layout.parallel.tensor_model_parallel_size
     heads, groups = config.num_attention_heads, config.num_query_groups or config.num_attention_heads
     if heads % tp_size or groups % tp_size:
@@ -74,6 +77,18 @@ def teacher_config(teacher: NemoTeacher, layout: Layout, student: Any, seq_lengt
     config.__post_init__()
     adapt_layers(config)
     return config
+
+
+def _config_of(teacher: NemoTeacher) -> Any:
+    """The config in the checkpoint. Raises CheckpointError where there is none."""
+    try:
+        with fused_rope_allowed():
+            return io.load_context(ckpt_to_context_subdir(Path(str(teacher.checkpoint))), subpath="model.config")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"teacher {teacher.name!r}: expected a NeMo checkpoint with its context at {teacher.checkpoint}, or name "
+            f"the teacher's config ({error})"
+        ) from error
 
 
 def _load(model: GPTModel | None, teacher: NemoTeacher, side: Side) -> None:
