@@ -16,6 +16,7 @@ from nemo_xtoken.projection import Audit, ProjectionMatrix, audit, newest_automa
 from nemo_xtoken.report.aligned_tokens import AlignedSentence, align_sentence
 from nemo_xtoken.report.chart import Chart, Series, line_chart
 from nemo_xtoken.report.corner import Corner, corner
+from nemo_xtoken.report.fp8_maps import read_maps
 from nemo_xtoken.report.held_out import Comparison, compare
 from nemo_xtoken.report.html import template, write_page
 from nemo_xtoken.report.run_record import CONFIG_FILE, RunRecord, read_run
@@ -67,6 +68,7 @@ def render(run: RunRecord, control: RunRecord | None, pairs: Sequence[Pair], rea
         control=control,
         comparisons=compare_runs(run, control),
         charts=charts(run, control),
+        fp8_maps=read_maps(run.path),
         totals=totals(run),
         pairs=pairs,
         reason=reason,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,7 @@ def test_two_tensor_parallel_ranks_are_one(folder: Path, recipe: str) -> None:
     alone, two = curve(run(folder, f"{recipe}_1", recipe)), curve(run(folder, f"{recipe}_2", recipe, TP2))
     assert losses(two) == pytest.approx(losses(alone), rel=1e-4)
     assert [line["grad_norm"] for line in two] == pytest.approx([line["grad_norm"] for line in alone], rel=2e-3)
+    assert_same_record(*(record(folder / f"{recipe}_{size}") for size in (1, 2)))
     plain = curve(replace(run(folder, f"{recipe}_plain", recipe), fp8=None))
     assert losses(alone) == pytest.approx(losses(plain), rel=0.02)
     assert losses(alone) != pytest.approx(losses(plain), rel=1e-4)
@@ -77,6 +79,20 @@ def without_reduction(config: RunConfig) -> None:
     """The wrong variant: each rank takes the largest values of its own part."""
     fp8_layers.reduce_max = lambda amax, group: amax
     train_on_rank(config)
+
+
+def record(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "fp8.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def assert_same_record(alone: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
+    assert [line["step"] for line in two] == [1, 2, 3, 4]
+    for left, right in zip(alone, two, strict=True):
+        assert len(left["layers"]) == 8
+        for layer, tensors in left["layers"].items():
+            for tensor, numbers in tensors.items():
+                assert numbers["amax"] > 0
+                assert right["layers"][layer][tensor] == pytest.approx(numbers, rel=1e-2, abs=2e-3)
 
 
 @pytest.mark.slow

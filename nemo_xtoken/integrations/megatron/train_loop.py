@@ -18,6 +18,7 @@ from nemo_xtoken.integrations.megatron import worlds
 from nemo_xtoken.integrations.megatron.checkpoint import Position
 from nemo_xtoken.integrations.megatron.checkpoint_files import checkpoint_path
 from nemo_xtoken.integrations.megatron.fp8_layers import calibrating, needs_calibration
+from nemo_xtoken.integrations.megatron.fp8_record import Fp8Record
 from nemo_xtoken.integrations.megatron.layout import Layout
 from nemo_xtoken.integrations.megatron.learnt_projection import learnt_projection_path
 from nemo_xtoken.integrations.megatron.metrics import MetricsLog
@@ -60,6 +61,8 @@ def train(config: RunConfig, layout: Layout, job: Job | None = None) -> None:
         training.objective.begin(lambda: announced(config, start))
         batches = training.batches()
         is_first = layout.rank == 0
+        students = [unwrap(model) for model in training.models]
+        record = Fp8Record(config, students, layout, start.step)
         log = MetricsLog(Path(config.run_dir), start.step) if is_first else None
         if log is not None:
             stack.callback(log.close)
@@ -70,7 +73,9 @@ def train(config: RunConfig, layout: Layout, job: Job | None = None) -> None:
             display.say(f"resuming {config.run_dir} after step {start.step}")
         for step in range(start.step + 1, config.train.steps + 1):
             watchdog.feed()
+            record.begin(step)
             line = train_step(training, step, next(batches))
+            record.end(step)
             line.update(validate(training) if _is_due(step, config.train.validation_interval) else {})
             if log is not None:
                 log.write(line)
