@@ -92,6 +92,7 @@ def assert_same_record(alone: list[dict[str, Any]], two: list[dict[str, Any]]) -
         for layer, tensors in left["layers"].items():
             for tensor, numbers in tensors.items():
                 assert numbers["amax"] > 0
+                assert numbers["scale"] != 1  # with which delayed scaling begins
                 assert right["layers"][layer][tensor] == pytest.approx(numbers, rel=1e-2, abs=2e-3)
 
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from megatron.core.models.gpt import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from nemo_xtoken.config import RunConfig
@@ -103,7 +104,8 @@ def train_step(training: Training, step: int, micro_batches: Sequence[DistillBat
     training.objective.prepare(micro_batches)
     counts = count_global_batch(micro_batches, training.losses, training.layout)
     if balance.needs_measuring and any(counts.chunks):
-        means = run_micro_batches(training, micro_batches, Scales.of(counts, 1.0, 1.0), forward_only=True)
+        with calibrating(uncalibrated(training)):
+            means = run_micro_batches(training, micro_batches, Scales.of(counts, 1.0, 1.0), forward_only=True)
         balance.update(means["kd"], _number(means["ce"]))
     kd_weight = balance.kd_weight
     calibrate(training, micro_batches, _scales(training, counts))
@@ -133,10 +135,15 @@ def train_step(training: Training, step: int, micro_batches: Sequence[DistillBat
 
 def calibrate(training: Training, micro_batches: Sequence[DistillBatch], scales: Scales) -> None:
     """Before the first step of delayed scaling: one pass without rounding, for the largest values alone."""
-    students = [unwrap(model) for model in training.models]
-    if any(needs_calibration(student) for student in students):
+    students = uncalibrated(training)
+    if students:
         with calibrating(students):
             run_micro_batches(training, micro_batches, scales, forward_only=False)
+
+
+def uncalibrated(training: Training) -> list[GPTModel]:
+    """The rank's models whose delayed scaling has not seen a gradient yet."""
+    return [student for student in map(unwrap, training.models) if needs_calibration(student)]
 
 
 def announced(config: RunConfig, start: Position) -> Iterator[SampleRange]:
