@@ -28,6 +28,8 @@ from nemo_xtoken.integrations.megatron.local_ranks import STOP_SIGNALS, end_with
 FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 CUT_SHORT = "unexpected pos"
 """What torch says of a write that the system has done in part only."""
+NO_REASON = "error is caught while starting worker"
+"""megatron-core 0.19 does not hand on what its writer has met."""
 Sums = dict[str, str]
 
 
@@ -188,7 +190,8 @@ def _reason(error: BaseException) -> str:
     if CUT_SHORT in text:
         return "a file was cut short, as on a full disk or beyond a quota"
     lines = [line.strip() for line in text.splitlines() if line.strip(" ^~")]
-    return lines[-1] if lines else type(error).__name__
+    reason = lines[-1] if lines else type(error).__name__
+    return f"{reason} (as on a full disk or beyond a quota)" if NO_REASON in reason else reason
 
 
 def _free(run_dir: Path) -> str:
