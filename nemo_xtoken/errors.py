@@ -26,7 +26,7 @@ class DataError(XTokenError):
 
 
 class LogitsError(XTokenError):
-    """Logits that a loss cannot be computed from: of a wrong shape, or not finite."""
+    """Logits, or hidden states and a head, that a loss cannot be computed from: of a wrong shape, or not finite."""
 
 
 class CheckpointError(XTokenError):

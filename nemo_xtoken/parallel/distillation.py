@@ -9,6 +9,7 @@ from nemo_xtoken.config import LossConfig
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.kernels.precision import accumulated
 from nemo_xtoken.parallel.blockwise import BlockwiseLoss
+from nemo_xtoken.parallel.checks import check_cut, check_rows
 from nemo_xtoken.parallel.context import share_of_rank
 from nemo_xtoken.parallel.logits import PLAIN, HeadOptions
 from nemo_xtoken.parallel.pair import shard_pair
@@ -71,12 +72,16 @@ def distillation_loss(
     of [c, sorted_cap] values a side, with the student's reverse; for strict top-k an all-gather of [tp, c, k]; for
     `first` and `last` merges of these the labels' log-probabilities. Per call: the values, the hidden gradient
     [rows, h_S] and, with `teacher_top_k`, an all-gather of [tp, top_k] column maxima and an all-to-all of one flag per
-    exchanged column. Over cp: the hidden rows that
-    chunks lack, see `share_of_rank`, and with `teacher_top_k` the column maxima.
-    Raises ConfigError for heads or a cut that do not fit W or the mode, and for sequences that cp can't cut.
+    exchanged column; with W whole also those of `shard_pair` and `cut_head`. Over cp: the hidden rows that chunks lack,
+    see `share_of_rank`, and with `teacher_top_k` the column maxima. None carries [rows, vocabulary].
+    Raises LogitsError for hidden states or heads of a wrong shape; ConfigError for heads or a cut that do not fit W,
+    the mode or tp_group, and for sequences that cp can't cut. Values that are not finite make the numerator so.
     """
     _check(teacher_hidden, matrix, *(() if isinstance(teacher_hidden, SparseLogits) else (teacher_head,)))
     tp_group, cp_group = (None if group is None or group.size() == 1 else group for group in (tp_group, cp_group))
+    check_rows("student", student_hidden, student_head, batch.student_labels, cp_group)
+    check_rows("teacher", teacher_hidden, teacher_head, batch.teacher_labels, cp_group)
+    check_cut(matrix, student_head, tp_group)
     if cp_group is not None:
         student_hidden, teacher_hidden, batch = share_of_rank(student_hidden, teacher_hidden, batch, cp_group)
     teacher: Teacher | SparseTeacher | None = None

@@ -73,7 +73,7 @@ def on_ranks(problem: Problem, cp_size: int) -> list[tuple[float, float, Tensor,
     return results
 
 
-@pytest.mark.parametrize(("tp_size", "cp_size"), [(1, 2), (1, 4), (2, 2)])
+@pytest.mark.parametrize(("tp_size", "cp_size"), [(1, 2), (1, 4), (2, 2), (2, 4)])
 def test_value_and_gradient_do_not_depend_on_how_sequences_are_cut(tp_size: int, cp_size: int) -> None:
     problem = random_problem(31, length=32, teacher_length=40, student_padding=1, teacher_padding=2)
     chunks = problem.batch.chunks.valid()

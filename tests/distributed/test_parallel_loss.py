@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nemo_xtoken import losses
 from nemo_xtoken.config import Direction, LossConfig, LossMode, Merge
-from nemo_xtoken.errors import ConfigError
+from nemo_xtoken.errors import ConfigError, LogitsError
 from nemo_xtoken.parallel import HeadOptions, cut_head, cut_options, distillation_loss, shard_pair, shard_projection
 from nemo_xtoken.types import ChunkRows, LossTerms
 from tests.distributed.ranks import run_ranks
@@ -273,8 +273,36 @@ def test_what_is_not_available_or_does_not_fit_is_refused_in_words() -> None:
         distillation_loss(problem.student_hidden, problem.student_head[:22], *inputs[2:], problem.matrix, LossConfig())
 
 
-@pytest.mark.parametrize("tp_size", [1, 2])
-@pytest.mark.parametrize("cut", [True, False])
+def test_a_wrong_shape_and_a_group_of_the_wrong_size_are_errors_before_anything_is_computed() -> None:
+    problem = random_problem(20)
+    hidden, head = problem.student_hidden, problem.student_head
+    teacher = (problem.teacher_hidden, problem.teacher_head)
+
+    def loss(rows: Tensor, weight: Tensor, of: tuple[Tensor, Tensor] = teacher, matrix: Any = problem.matrix) -> None:
+        distillation_loss(rows, weight, *of, problem.batch, matrix, LossConfig())
+
+    with pytest.raises(LogitsError, match=r"student_hidden \[40, h\] .* got \[2, 20, 6\]"):
+        loss(hidden.view(2, 20, 6), head)
+    with pytest.raises(LogitsError, match=r"student_hidden \[40, h\] .* got \[39, 6\]"):
+        loss(hidden[:-1], head)
+    with pytest.raises(LogitsError, match=r"student_head \[rows of the vocabulary, 6\] .* got \[23, 5\]"):
+        loss(hidden, head[:, :5])
+    with pytest.raises(LogitsError, match=r"teacher_hidden \[48, h\] .* got \[47, 5\]"):
+        loss(hidden, head, of=(teacher[0][:-1], teacher[1]))
+    with pytest.raises(
+        ConfigError, match="W was cut for 23 rows of the student's head on this rank, student_head has 22"
+    ):
+        loss(hidden, head[:22], matrix=shard_projection(problem.matrix, head))
+
+    def ranks() -> None:
+        cut = shard_pair(problem.matrix, LossConfig(), shard(head, dist.get_rank(), 2), dist.group.WORLD)
+        loss(hidden, head, of=(teacher[0], teacher[1][: len(cut.teacher_rows)]), matrix=cut)
+
+    with pytest.raises(ConfigError, match="W was cut for 2 tensor-parallel ranks, tp_group has 1"):
+        run_ranks(2, ranks)
+
+
+@pytest.mark.parametrize(("tp_size", "cut"), [(1, True), (1, False), (2, True), (2, False), (4, True), (8, True)])
 def test_bias_scale_and_soft_cap_belong_to_the_head(tp_size: int, cut: bool) -> None:
     problem = random_problem(22, student_padding=1, teacher_padding=1)
     generator = torch.Generator().manual_seed(0)
