@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from nemo_xtoken.config import Direction
 from nemo_xtoken.losses.vocabulary import Vocabulary, log_sum_exp, total
@@ -34,15 +37,29 @@ def divergence(teacher_log: Tensor, student_log: Tensor, direction: Direction) -
 def divergence_and_entropy(teacher_log: Tensor, student_log: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
     """Partial sums over chunks of KL and of the teacher's entropy, detached: [c, local] twice -> two scalars.
 
-    Forward KL is what the student pays for the teacher's tokens less that entropy, so both share the teacher's
-    probabilities.
+    The gradient is the student's; the teacher is a constant.
     """
     with torch.no_grad():
         teacher = teacher_log.exp()
         entropy = -inner(teacher, teacher_log)
     if direction == "forward":
-        return -inner(teacher, student_log) - entropy, entropy
+        return cast("Tensor", _ForwardDivergence.apply(teacher, teacher_log, student_log)), entropy  # pyright: ignore
     return divergence(teacher_log, student_log, direction).sum(), entropy
+
+
+class _ForwardDivergence(torch.autograd.Function):
+    """Sum of T·(log T - log S). As cross-entropy less entropy it would lose its digits where both models are near."""
+
+    @staticmethod
+    def forward(ctx: Any, teacher: Tensor, teacher_log: Tensor, student_log: Tensor) -> Tensor:
+        ctx.save_for_backward(teacher)
+        return inner(teacher, teacher_log - student_log)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor]:  # pyright: ignore
+        (teacher,) = ctx.saved_tensors
+        return None, None, teacher * -grads[0]
 
 
 def renormalised_logs(teacher_log: Tensor, student: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
