@@ -240,20 +240,22 @@ def measure_rows(matrix: ProjectionMatrix, repeats: int) -> Part:
 
 
 def measure_tp(matrix: ProjectionMatrix, repeats: int) -> Part:
-    """The busiest rank's CPU-seconds from hidden states of 128, and the values that it sends a row, forward alone."""
+    """From hidden states of 128: the slowest rank's CPU-seconds, and the values of W^T p that a rank sends for a row in
+    the forward: the mean over the ranks, as many as it receives, and the most that one sends or receives."""
     hidden = Hidden(matrix, HIDDEN_ROWS, 128, 128)
     part: Part = {}
     for tp_size in TP_SIZES:
         ranks = run_ranks(tp_size, tp_rank, hidden, tp_size, repeats, timeout=300)
         part[f"tp {tp_size}"] = {
             "cpu_seconds": max(seconds for seconds, _ in ranks),
-            "values_per_row": float(max(values for _, values in ranks)),
+            "values_per_row": statistics.mean(sent for _, (sent, _) in ranks),
+            "busiest_rank": float(max(max(values) for _, values in ranks)),
         }
     return part
 
 
-def tp_rank(hidden: Hidden, tp_size: int, repeats: int) -> tuple[float, int]:
-    """One rank's CPU-seconds, and the values of W^T p that it sends or receives for a row."""
+def tp_rank(hidden: Hidden, tp_size: int, repeats: int) -> tuple[float, tuple[int, int]]:
+    """One rank's CPU-seconds, and the values of W^T p that it sends and receives for a row."""
     group, rank = torch.distributed.group.WORLD, torch.distributed.get_rank()
     head = hidden.student_head.detach().tensor_split(tp_size)[rank].clone().requires_grad_()
     pair = shard_projection(hidden.matrix, head, group)
@@ -266,7 +268,7 @@ def tp_rank(hidden: Hidden, tp_size: int, repeats: int) -> tuple[float, int]:
         )  # fmt: skip
         torch.autograd.grad(terms.numerator, (hidden.student_hidden, head))
 
-    return cpu_seconds(run, repeats), max(int(np.sum(pair.send)), int(np.sum(pair.receive)))
+    return cpu_seconds(run, repeats), (int(np.sum(pair.send)), int(np.sum(pair.receive)))
 
 
 PARTS: dict[str, Callable[[ProjectionMatrix, int], Part]] = {
