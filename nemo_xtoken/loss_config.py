@@ -12,6 +12,8 @@ Merge = Literal["mean", "first", "last"]
 Direction = Literal["forward", "reverse"]
 Balance = Literal["dynamic", "micro_batch", "fixed"]
 Implementation = Literal["auto", "torch", "triton"]
+PROJECTING: tuple[LossMode, ...] = ("p_kl", "same_tokenizer")
+"""The modes that compare both sides on the teacher's columns, the student's projected by W."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,8 @@ class LossConfig:
     one_to_one_only   leave out chunks of more than one token on either side
     block_memory_mib  memory of the loss above its inputs and their gradients; only a chunk that is longer takes more
     block_rows        rows of logits held at a time; null is as many as block_memory_mib allows. Results are the same
-    implementation    of what dominates on a GPU; auto is triton on CUDA where it is installed, else torch
+    implementation    of what dominates on a GPU; auto is triton on CUDA where it is installed, else torch. The kernels
+                      are those of p_kl and same_tokenizer; the other modes are torch's
     """
 
     mode: LossMode = "p_kl"
@@ -54,6 +57,10 @@ class LossConfig:
         require(
             self.teacher_top_k is None or self.teacher_top_k > 0,
             f"teacher_top_k must be null or positive, got {self.teacher_top_k}",
+        )
+        require(
+            self.implementation != "triton" or self.mode in PROJECTING,
+            f"loss mode {self.mode} has no triton kernels, {' and '.join(PROJECTING)} have: set implementation to auto",
         )
         require(0 < self.hybrid_threshold <= 1, f"hybrid_threshold must lie in (0, 1], got {self.hybrid_threshold}")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nemo_xtoken.config import LossConfig
 from nemo_xtoken.kernels import Runs, mean_logits
+from nemo_xtoken.loss_config import PROJECTING
 from nemo_xtoken.losses.chunk_sums import ChunkSums
 from nemo_xtoken.losses.common_set import common_set_sums, merged_student_log, merged_teacher_log
 from nemo_xtoken.losses.projected_kl import check_same_tokenizer, renormalised_sums
@@ -59,7 +60,7 @@ def shard_pair(
     """
     if config.mode == "same_tokenizer":
         check_same_tokenizer(matrix)
-    if config.mode in ("p_kl", "same_tokenizer"):
+    if config.mode in PROJECTING:
         return shard_projection(matrix, student_head, tp_group)
     return shard_partition(matrix, config, student_head, tp_group)
 

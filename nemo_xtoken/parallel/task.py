@@ -12,6 +12,7 @@ from nemo_xtoken.config import LossConfig, Merge
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.kernels import Runs, chunk_probabilities
 from nemo_xtoken.kernels.precision import accumulated
+from nemo_xtoken.loss_config import PROJECTING
 from nemo_xtoken.losses.chunk_sums import METRICS, ChunkSums, metrics_of
 from nemo_xtoken.losses.cross_entropy import cross_entropy_per_row
 from nemo_xtoken.losses.filters import counted
@@ -64,7 +65,7 @@ class Teacher:
             matrix = shard_pair(matrix, config, student_head, tp_group)
             head, options = cut_head(head, matrix, tp_group), cut_options(options, matrix, tp_group)
             return cls(hidden.detach(), head, matrix, options)
-        if isinstance(matrix, ShardedProjection) != (config.mode in ("p_kl", "same_tokenizer")):
+        if isinstance(matrix, ShardedProjection) != (config.mode in PROJECTING):
             raise ConfigError(f"W was cut for another loss mode than {config.mode!r}: cut it with shard_pair")
         if len(head) != len(matrix.teacher_rows):
             raise ConfigError(

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nemo_xtoken.config import Implementation, LossConfig
-from nemo_xtoken.errors import UnavailableError
+from nemo_xtoken.config import Implementation, LossConfig, LossMode
+from nemo_xtoken.errors import ConfigError, UnavailableError
 from nemo_xtoken.parallel import distillation_loss
 from tests.problems import random_problem
 
@@ -59,3 +59,10 @@ def test_triton_gives_the_value_and_gradients_of_torch(
 def test_triton_where_it_cannot_run_is_refused() -> None:
     with pytest.raises(UnavailableError, match=r"implementation='triton'"):
         value_and_gradients(LossConfig(implementation="triton"), "cpu", torch.float64)
+
+
+@pytest.mark.parametrize("mode", ["h_kl", "gold", "uld", "strict_top_k"])
+def test_triton_is_refused_for_modes_without_kernels(mode: LossMode) -> None:
+    with pytest.raises(ConfigError, match=f"loss mode {mode} has no triton kernels.* set implementation to auto"):
+        LossConfig(mode=mode, implementation="triton")
+    assert LossConfig(mode=mode).implementation == "auto"
