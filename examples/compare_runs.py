@@ -30,7 +30,7 @@ HEADINGS = {
     "bits_per_byte": "bits per\nbyte",
     "loss_multi_digit": "nats per\nnumeral",
     "loss_rest": "nats per\nother token",
-    "probability_multi_digit": "probability\nof numeral",
+    "probability_multi_digit": "right\nnumeral",
     "mass_multi_digit": "mass on\nnumerals",
     "exact_answers": "exact\nanswers",
 }
