@@ -59,8 +59,3 @@ class Fp8Config:
     def number_format(self) -> Fp8Format:
         """The format in use: Transformer Engine's default for the recipe where none is set."""
         return self.format or ("hybrid" if self.recipe in ("delayed", "current") else "e4m3")
-
-    @property
-    def token_multiple(self) -> int:
-        """What the number of tokens of a rank must be divisible by."""
-        return 32 if self.recipe == "mxfp8" else 16

@@ -142,4 +142,3 @@ def test_the_format_is_that_of_the_recipe_where_none_is_set() -> None:
     }
     assert formats == {"delayed": "hybrid", "current": "hybrid", "blockwise": "e4m3", "mxfp8": "e4m3"}
     assert Fp8Config(recipe="mxfp8", format="hybrid").number_format == "hybrid"
-    assert [Fp8Config(recipe=recipe).token_multiple for recipe in ("blockwise", "mxfp8")] == [16, 32]
