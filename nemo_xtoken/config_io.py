@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import os
 import types
@@ -86,6 +87,23 @@ def from_dict(cls: type[T], data: object, where: str = "") -> T:
 def differences(a: RunConfig, b: RunConfig) -> list[str]:
     """Dotted keys in which two runs differ, in the order of the config; a list of another length counts as one key."""
     return list(_differences(_plain(a), _plain(b), ""))
+
+
+def flattened(config: RunConfig) -> dict[str, str]:
+    """Every value of a run as YAML would show it, by its dotted key; an empty list or mapping is a value of its own."""
+    return dict(_flattened(_plain(config), ""))
+
+
+def _flattened(value: Any, where: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        items = [(str(key), entry) for key, entry in cast("dict[Any, Any]", value).items()]
+    elif isinstance(value, list) and value:
+        items = [(str(number), entry) for number, entry in enumerate(cast("list[Any]", value))]
+    else:
+        yield where, value if isinstance(value, str) and value else json.dumps(value)
+        return
+    for key, entry in items:
+        yield from _flattened(entry, _join(where, key))
 
 
 def _read_yaml(path: Path) -> DictConfig:

@@ -79,7 +79,7 @@ def read_text(path: str | None, sentence: str | None) -> str:
     if path is not None and sentence is not None:
         raise typer.BadParameter("expected --text or --sentence, got both.")
     if path is None and sentence is None:
-        from nemo_xtoken.report.page import DEFAULT_SENTENCE
+        from nemo_xtoken.report.pair import DEFAULT_SENTENCE
 
         return DEFAULT_SENTENCE
     content = sentence if sentence is not None else read_file(str(path))

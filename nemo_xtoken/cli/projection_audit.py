@@ -37,9 +37,10 @@ def audit(
         sides = tokenizers.load(student or matrix.student_spec), tokenizers.load(teacher or matrix.teacher_spec)
         result = projection.audit(matrix, *sides, patterns)
     if html is not None:
-        from nemo_xtoken.report.audit_page import write_audit
+        from nemo_xtoken.report.pair import make_pair
+        from nemo_xtoken.report.pair_page import write_pair
 
-        write_audit(result, html)
+        write_pair(make_pair(matrix, *sides, result), html)
     if png is not None:
         from nemo_xtoken.report.audit_picture import write_picture
 

@@ -1,5 +1,6 @@
-"""The HTML report of a run: its losses, its held-out numbers, and how its two tokenizers meet."""
+"""HTML pages about a run, several runs, prepared data and a pair of tokenizers."""
 
-from nemo_xtoken.report.page import write_report
+from nemo_xtoken.report.pages import PageOptions, write_page_of
+from nemo_xtoken.report.run_page import write_report
 
-__all__ = ["write_report"]
+__all__ = ["PageOptions", "write_page_of", "write_report"]

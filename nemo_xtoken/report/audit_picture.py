@@ -6,14 +6,13 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_xtoken.errors import UnavailableError
 from nemo_xtoken.projection import CRITICAL_CLASSES, Audit, ClassCoverage
+from nemo_xtoken.report.picture import GRID, INK, QUIET, new_figure, save_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK, _QUIET, _GRID = "#1d1c1a", "#625f59", "#ebe9e4"
 _COMMON, _ALARM = "#0b63b8", "#c4571a"  # apart for the colour-blind, and in grey
 _WIDTH, _ROW, _HEAD, _FOOT = 9.0, 0.3, 1.15, 0.85  # inches
 _LEFT, _RIGHT = 2.65, 2.35  # of the bars
@@ -26,25 +25,15 @@ def write_picture(audit: Audit, path: Path) -> Path:
 
     Raises UnavailableError where matplotlib is not installed.
     """
-    picture = draw(audit)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    picture.savefig(unfinished, format="png", dpi=200)
-    unfinished.replace(path)
-    return path
+    return save_picture(draw(audit), path)
 
 
 def draw(audit: Audit) -> Figure:
     """A bar per class of student tokens: the part with an exact teacher token, and the rest, which stands out where
     the class is critical. Raises UnavailableError where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        message = "--png needs matplotlib, which is not installed; pip install 'nemo-xtoken[plots]', or take --html"
-        raise UnavailableError(message) from error
     bars = rows(audit)
     height = _HEAD + _ROW * len(bars) + _FOOT
-    figure = Figure(figsize=(_WIDTH, height), facecolor="white")
+    figure = new_figure(_WIDTH, height)
     width = (_WIDTH - _LEFT - _RIGHT) / _WIDTH
     axes = figure.add_axes((_LEFT / _WIDTH, _FOOT / height, width, _ROW * len(bars) / height))
     for place, bar in enumerate(bars):
@@ -62,8 +51,8 @@ def rows(audit: Audit) -> list[tuple[str, ClassCoverage, bool]]:
 
 def _draw_row(axes: Axes, place: int, label: str, coverage: ClassCoverage, critical: bool) -> None:
     alarming = critical and coverage.uncommon > 0
-    colour, weight = (_ALARM, "bold") if alarming else (_INK, "normal")
-    axes.barh(place, 1.0, height=0.55, color=_ALARM if alarming else _GRID, alpha=0.35 if alarming else 1.0)
+    colour, weight = (_ALARM, "bold") if alarming else (INK, "normal")
+    axes.barh(place, 1.0, height=0.55, color=_ALARM if alarming else GRID, alpha=0.35 if alarming else 1.0)
     axes.barh(place, coverage.share, height=0.55, color=_COMMON)
     short = textwrap.shorten(label, 28, placeholder="…")
     counts = (f"{100 * coverage.share:.1f} %", f"{coverage.common:,} of {coverage.total:,}")
@@ -78,7 +67,7 @@ def _draw_row(axes: Axes, place: int, label: str, coverage: ClassCoverage, criti
 def _frame(axes: Axes, num_rows: int) -> None:
     """Gridlines at the quarters, over the bars' own background, and nothing else."""
     axes.set(xlim=(0, 1), ylim=(num_rows - 0.5, -0.5), yticks=[], xticks=[0, 0.25, 0.5, 0.75, 1])
-    axes.set_xticklabels(["0", "25 %", "50 %", "75 %", "100 %"], fontsize=8, color=_QUIET)
+    axes.set_xticklabels(["0", "25 %", "50 %", "75 %", "100 %"], fontsize=8, color=QUIET)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.grid(axis="x", color="white", linewidth=0.8)
@@ -92,10 +81,10 @@ def _write_around(figure: Figure, audit: Audit, height: float) -> None:
         f"{audit.num_unreached:,} teacher tokens that no row reaches"
     )
     lines = (
-        (height - 0.3, "Student tokens with an exact teacher token", 13.0, _INK),
-        (height - 0.6, pair, 8.5, _QUIET),
-        (height - 0.82, counts, 8.5, _QUIET),
-        (0.3, textwrap.fill(audit.reason, _LINE, break_on_hyphens=False), 9.0, _INK),
+        (height - 0.3, "Student tokens with an exact teacher token", 13.0, INK),
+        (height - 0.6, pair, 8.5, QUIET),
+        (height - 0.82, counts, 8.5, QUIET),
+        (0.3, textwrap.fill(audit.reason, _LINE, break_on_hyphens=False), 9.0, INK),
     )
     for inches, text, size, colour in lines:
         weight = "bold" if size > 12 else "normal"

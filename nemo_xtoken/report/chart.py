@@ -6,10 +6,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 460, 240
-LEFT, RIGHT, TOP, BOTTOM = 54, 10, 10, 42
+WIDTH, HEIGHT = 460, 248
+LEFT, RIGHT, TOP, BOTTOM = 58, 10, 10, 50
 
 Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Values by step, with the name and the CSS class they are drawn with."""
+
+    name: str
+    style: str
+    points: Points
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Chart:
     lines: tuple[Line, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
+    series: tuple[Series, ...]
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -51,15 +61,6 @@ class Chart:
         """The chart in words, for those who can't see it."""
         ends = ", ".join(f"{line.name} ends at {line.last}" for line in self.lines)
         return f"{self.title} over steps: {ends}"
-
-
-@dataclass(frozen=True)
-class Series:
-    """Values by step, with the name and the CSS class they are drawn with."""
-
-    name: str
-    style: str
-    points: Points
 
 
 def line_chart(title: str, caption: str, series: Sequence[Series]) -> Chart | None:
@@ -75,6 +76,7 @@ def line_chart(title: str, caption: str, series: Sequence[Series]) -> Chart | No
         lines=tuple(draw(one, x_axis, y_axis) for one in drawn),
         x_ticks=x_axis.ticks(5),
         y_ticks=y_axis.ticks(4),
+        series=tuple(drawn),
     )
 
 

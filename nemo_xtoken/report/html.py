@@ -7,6 +7,16 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+LOSS_NAMES = {
+    "p_kl": "P-KL",
+    "h_kl": "H-KL",
+    "gold": "GOLD",
+    "uld": "ULD",
+    "strict_top_k": "strict top-k",
+    "same_tokenizer": "same-tokenizer KL",
+}
+"""How losses are called in text."""
+
 
 def template(name: str, **filters: Callable[..., str]) -> Template:
     """A template of this room; every text put into it is escaped, and a name that it lacks is an error."""
@@ -17,8 +27,15 @@ def template(name: str, **filters: Callable[..., str]) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(filters)
+    environment.filters.update({"weight": write_weight, "loss_name": LOSS_NAMES.__getitem__, **filters})
     return environment.get_template(name)
+
+
+def write_weight(weight: float) -> str:
+    """An entry of W in few digits, without rounding one that is below 1 up to it."""
+    if weight >= 1:
+        return "1"
+    return f"{weight:.2f}" if weight >= 0.01 else f"{weight:.3f}" if weight >= 0.001 else "<.001"
 
 
 def write_page(path: Path, page: str) -> Path:

@@ -104,9 +104,9 @@ def model_of(teacher: Teacher) -> GPTModel:
 
 
 def metrics(config: RunConfig) -> list[dict[str, float]]:
-    """The lines of a run's metrics, without its timings."""
+    """The lines of a run's metrics, without its timings and memory."""
     lines = (Path(config.run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    timings = {"seconds", "tokens_per_second"}
+    timings = {"seconds", "tokens_per_second", "memory_mib"}
     return [{name: value for name, value in json.loads(line).items() if name not in timings} for line in lines]
 
 

@@ -118,7 +118,7 @@ def test_errors_of_the_rooms_become_exit_codes(
     def fail(*_: object, **__: object) -> None:
         raise raised
 
-    monkeypatch.setattr("nemo_xtoken.report.write_report", fail)
+    monkeypatch.setattr("nemo_xtoken.report.write_page_of", fail)
     assert run(["report", "somewhere"]) == code
     _, err = lines_of(capsys)
     assert err == ([] if line is None else [line])
@@ -128,7 +128,7 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("nemo_xtoken.report.write_report", fail)
+    monkeypatch.setattr("nemo_xtoken.report.write_page_of", fail)
     with pytest.raises(ZeroDivisionError):
         run(["report", "somewhere"])
 

@@ -77,7 +77,7 @@ def test_without_matplotlib_it_says_what_to_install(
     result: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UnavailableError, match=r"pip install 'nemo-xtoken\[plots\]', or take --html"):
+    with pytest.raises(UnavailableError, match=r"pip install 'nemo-xtoken\[plots\]', or leave it out"):
         write_picture(result, tmp_path / "audit.png")
     assert list(tmp_path.iterdir()) == []
 

@@ -8,7 +8,7 @@ from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-NOT_SHOWN = {"step", "ratio", "chunks", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds"}
+NOT_SHOWN = {"step", "ratio", "chunks", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds", "memory_mib"}
 
 
 def summary(line: Mapping[str, float | int]) -> str:

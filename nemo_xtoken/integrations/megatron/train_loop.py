@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
@@ -130,7 +132,15 @@ def train_step(training: Training, step: int, micro_batches: Sequence[DistillBat
         "tokens": counts.tokens,
         "tokens_per_second": counts.tokens / seconds,
         "seconds": seconds,
+        "memory_mib": peak_memory(training.layout.device),
     }
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB that this rank has held at most so far: on a GPU what torch has allocated there, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def calibrate(training: Training, micro_batches: Sequence[DistillBatch], scales: Scales) -> None:

@@ -1,4 +1,4 @@
-"""The coverage audit as one self-contained HTML page."""
+"""A pair of tokenizers as one self-contained HTML page: coverage, W, examples, and the loss to take."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 from nemo_xtoken.projection import Audit, ClassCoverage
 from nemo_xtoken.report.aligned_tokens import visible
 from nemo_xtoken.report.html import template, write_page
+from nemo_xtoken.report.pair import Pair
 
 
-def write_audit(audit: Audit, path: Path) -> Path:
+def write_pair(pair: Pair, path: Path) -> Path:
     """Write the page and return its path."""
-    page = template("audit.html.j2", visible=lambda text: visible(text.encode()))
-    return write_page(path, page.render(audit=audit, uncommon=uncommon(audit)))
+    page = template("pair.html.j2", visible=lambda text: visible(text.encode()))
+    return write_page(path, page.render(pair=pair, audit=pair.audit, uncommon=uncommon(pair.audit)))
 
 
 def uncommon(audit: Audit) -> list[tuple[str, ClassCoverage]]:

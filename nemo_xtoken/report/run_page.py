@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from nemo_xtoken import tokenizers
 from nemo_xtoken.config import TeacherConfig
 from nemo_xtoken.config_io import load_run
 from nemo_xtoken.errors import XTokenError
-from nemo_xtoken.projection import Audit, ProjectionMatrix, audit, newest_automatic
-from nemo_xtoken.report.aligned_tokens import AlignedSentence, align_sentence
-from nemo_xtoken.report.chart import Chart, Series, line_chart
-from nemo_xtoken.report.corner import Corner, corner
+from nemo_xtoken.projection import newest_automatic
+from nemo_xtoken.report.curves import charts
 from nemo_xtoken.report.fp8_maps import read_maps
 from nemo_xtoken.report.held_out import Comparison, compare
 from nemo_xtoken.report.html import template, write_page
+from nemo_xtoken.report.pair import Pair, load_pair
+from nemo_xtoken.report.run_history import attempts, checkpoints, starts
 from nemo_xtoken.report.run_record import CONFIG_FILE, RunRecord, read_run
 
-DEFAULT_SENTENCE = "In 2024 the bakery sold 1288 loaves at €3.75 each, 201 more than the year before."
 PACKAGES = ("nemo-xtoken", "torch", "megatron-core", "numpy", "tokenizers", "transformer-engine", "apex")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """How two tokenizers meet: the coverage of the student's token classes, a sentence, and a corner of W."""
-
-    student_spec: str
-    teacher_spec: str
-    audit: Audit
-    sentence: AlignedSentence
-    corner: Corner
 
 
 def write_report(
@@ -56,18 +42,21 @@ def write_report(
     """
     run = read_run(run_dir)
     baseline = read_run(control) if control else None
-    pairs, reason = read_pairs(run, projection, sentence or DEFAULT_SENTENCE)
+    pairs, reason = read_pairs(run, projection, sentence)
     page = render(run, baseline, pairs, reason)
     return write_page(out or run_dir / "report.html", page)
 
 
 def render(run: RunRecord, control: RunRecord | None, pairs: Sequence[Pair], reason: str) -> str:
     """The page's HTML; every text that is not the template's own is escaped."""
-    return template("page.html.j2", weight=write_weight).render(
+    return template("run.html.j2").render(
         run=run,
         control=control,
         comparisons=compare_runs(run, control),
-        charts=charts(run, control),
+        charts=charts([run] if control is None else [run, control]),
+        checkpoints=checkpoints(run.path),
+        attempts=attempts(run.path),
+        starts=starts(run.path),
         fp8_maps=read_maps(run.path),
         totals=totals(run),
         pairs=pairs,
@@ -76,14 +65,7 @@ def render(run: RunRecord, control: RunRecord | None, pairs: Sequence[Pair], rea
     )
 
 
-def write_weight(weight: float) -> str:
-    """An entry of W in few digits, without rounding one that is below 1 up to it."""
-    if weight >= 1:
-        return "1"
-    return f"{weight:.2f}" if weight >= 0.01 else f"{weight:.3f}" if weight >= 0.001 else "<.001"
-
-
-def read_pairs(run: RunRecord, projection: Path | None, sentence: str) -> tuple[list[Pair], str]:
+def read_pairs(run: RunRecord, projection: Path | None, sentence: str | None) -> tuple[list[Pair], str]:
     """The pairs of tokenizers behind the projections of a run, or none and the reason in a sentence."""
     if projection is not None:
         return [load_pair(projection, sentence)], ""
@@ -106,64 +88,11 @@ def projection_files(run_dir: Path, teachers: Sequence[TeacherConfig]) -> list[P
     return list(dict.fromkeys([*named, *built]))
 
 
-def load_pair(projection: Path, sentence: str) -> Pair:
-    """Read W and both its tokenizers."""
-    matrix = ProjectionMatrix.load(projection)
-    student, teacher = tokenizers.load(matrix.student_spec), tokenizers.load(matrix.teacher_spec)
-    matrix.check_pair(student.fingerprint, teacher.fingerprint)
-    return Pair(
-        student_spec=matrix.student_spec,
-        teacher_spec=matrix.teacher_spec,
-        audit=audit(matrix, student, teacher),
-        sentence=align_sentence(sentence, student, teacher),
-        corner=corner(matrix, student, teacher, sentence),
-    )
-
-
 def compare_runs(run: RunRecord, control: RunRecord | None) -> tuple[Comparison, ...]:
     """Held-out numbers of the run, beside the control's where it was evaluated too."""
     if run.evaluation is None:
         return ()
     return compare(run.evaluation, control.evaluation if control else None)
-
-
-def charts(run: RunRecord, control: RunRecord | None) -> list[Chart]:
-    """Curves over steps: those that were logged."""
-
-    def both(key: str) -> list[Series]:
-        mine = Series(run.name, "run", run.curve(key))
-        return [mine] if control is None else [mine, Series(control.name, "control", control.curve(key))]
-
-    drawn = (
-        line_chart("Cross-entropy", "nats per token, on the training text", both("ce")),
-        line_chart("Distillation loss", "nats per chunk", both("kd")),
-        *(chart for teacher in teachers_of(run) for chart in teacher_charts(run, teacher, both)),
-        line_chart("Balance ratio", "what the distillation loss is multiplied by", both("ratio")),
-        line_chart("Gradient norm", "before clipping", both("grad_norm")),
-        line_chart("Speed", "student tokens per second", both("tokens_per_second")),
-    )
-    return [chart for chart in drawn if chart is not None]
-
-
-def teachers_of(run: RunRecord) -> list[str]:
-    """The names of several teachers, as the run's metrics have them; one without a name where there is one or none."""
-    keys = run.metrics[-1] if run.metrics else ()
-    return [key.removeprefix("kd/") for key in keys if key.startswith("kd/")] or [""]
-
-
-def teacher_charts(run: RunRecord, teacher: str, both: Callable[[str], list[Series]]) -> list[Chart | None]:
-    """The curves of one teacher; of several, each has its own loss as well."""
-    title, key = (f", {teacher}", f"/{teacher}") if teacher else ("", "")
-    masses = [
-        Series(f"{run.name}: {side}", style, run.curve(f"{side}_uncommon_mass{key}"))
-        for side, style in (("student", "run"), ("teacher", "control"))
-    ]
-    agreement, mass = "share of chunks whose likeliest token is the teacher's", "probability of tokens that are not in"
-    return [
-        line_chart(f"Distillation loss{title}", "nats per chunk", both(f"kd{key}")) if teacher else None,
-        line_chart(f"Agreement{title}", agreement, both(f"top_1_agreement{key}")),
-        line_chart(f"Uncommon tokens{title}", f"{mass} the common set, mean over chunks", masses),
-    ]
 
 
 def totals(run: RunRecord) -> list[tuple[str, str]]:
@@ -172,8 +101,11 @@ def totals(run: RunRecord) -> list[tuple[str, str]]:
         return []
     speeds = sorted(speed for _, speed in run.curve("tokens_per_second"))
     numbers = [("Steps", f"{run.metrics[-1]['step']:,}"), ("Tokens", f"{sum(v for _, v in run.curve('tokens')):,.0f}")]
+    memory = [most for _, most in run.curve("memory_mib")]
     if speeds:
         numbers.append(("Tokens per second, median", f"{speeds[len(speeds) // 2]:,.0f}"))
+    if memory:
+        numbers.append(("Memory of the first rank, most", f"{max(memory):,.0f} MiB"))
     return [*numbers, ("Training time", f"{sum(v for _, v in run.curve('seconds')):,.0f} s")]
 
 

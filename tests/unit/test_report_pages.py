@@ -1,0 +1,239 @@
+"""Which page a subject gets, the pages of data and of several runs, and their pictures."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from nemo_xtoken import data, projection, tokenizers
+from nemo_xtoken.cli.app import run
+from nemo_xtoken.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TeacherConfig, TrainConfig
+from nemo_xtoken.config_io import flattened, save_run
+from nemo_xtoken.data.chunk_counts import count_chunks
+from nemo_xtoken.errors import ConfigError, DataError
+from nemo_xtoken.loss_config import LossConfig
+from nemo_xtoken.report import PageOptions, write_page_of
+from nemo_xtoken.report.comparison_page import differing, held_out_rows, names
+from nemo_xtoken.report.data_page import view_data
+from nemo_xtoken.report.data_view import length_bars
+from nemo_xtoken.report.run_record import read_run
+from tests.unit.test_report import EVALUATION, Balance, rank_file, write_run
+
+MODEL = ModelConfig(num_layers=1, hidden_size=8, num_attention_heads=1)
+
+
+@pytest.fixture
+def w(tmp_path: Path) -> Path:
+    student = rank_file(tmp_path / "student.tiktoken", [b"20", b"201", b"75", b"he"])
+    teacher = rank_file(tmp_path / "teacher.tiktoken", [b"he", b"ad"])
+    projection.build(tokenizers.load(student), tokenizers.load(teacher)).save(tmp_path / "w.safetensors")
+    return tmp_path / "w.safetensors"
+
+
+@pytest.fixture
+def prepared(w: Path) -> Path:
+    folder = w.parent
+    texts = [f"he <i>{n}</i> ad 201\n" * (1 + n) for n in range(12)]
+    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    student, teacher = (tokenizers.load(f"{folder / name}.tiktoken?pattern=cl100k") for name in ("student", "teacher"))
+    data.prepare([folder / "text.jsonl"], folder / "data", student, {"qwen": teacher})
+    return folder / "data"
+
+
+def config(folder: Path, *teachers: TeacherConfig, lr: float = 1e-3) -> RunConfig:
+    return RunConfig(
+        run_dir=str(folder),
+        student=MODEL,
+        teachers=teachers,
+        data=DataConfig(path="d", student_sequence_length=8, teacher_sequence_length=8),
+        optimizer=OptimizerConfig(lr=lr),
+        train=TrainConfig(steps=3, micro_batch_size=1, global_batch_size=1),
+    )
+
+
+def teacher(name: str, **loss: object) -> TeacherConfig:
+    return TeacherConfig(name=name, model=MODEL, checkpoint=name, loss=LossConfig(**loss))  # type: ignore[arg-type]
+
+
+def text_of(page: Path) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page.read_text(encoding="utf-8")))
+
+
+# Which page
+
+
+def test_each_subject_gets_its_own_page(tmp_path: Path, w: Path, prepared: Path) -> None:
+    one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two", kd=False)
+    pages = {
+        "A run of nemo_xtoken": write_page_of([one]),
+        "2 runs": write_page_of([one, two], out=tmp_path / "runs.html"),
+        "Prepared data of nemo_xtoken": write_page_of([prepared]),
+        "A pair of tokenizers": write_page_of([w]),
+    }
+    assert [page.relative_to(tmp_path).as_posix() for page in pages.values()] == [
+        "one/report.html",
+        "runs.html",
+        "data/report.html",
+        "w.html",
+    ]
+    for title, page in pages.items():
+        html = page.read_text()
+        assert title in html
+        assert Balance(html).loads == []
+        assert "prefers-color-scheme: dark" in html
+
+
+def test_the_command_takes_each_and_prints_the_page(
+    w: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for subjects in ([prepared], [w], [write_run(tmp_path / "one"), write_run(tmp_path / "two")]):
+        page, png = tmp_path / "pages" / "page.html", tmp_path / "pages" / "plots.png"
+        assert run(["report", *map(str, subjects), "--out", str(page), "--png", str(png)]) == 0
+        assert capsys.readouterr().out == f"{page}\n"
+        assert imread(png).std() > 0.05
+        for path in (page, png):
+            path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (PageOptions(control=Path("x")), "--control is for the page of a run; this one is of prepared data"),
+        (PageOptions(sentence="x"), "--sentence is for the page of a run or a file of W"),
+    ],
+)
+def test_an_option_of_another_page_is_wrong_use(options: PageOptions, message: str, prepared: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        write_page_of([prepared], options)
+    assert not (prepared / "report.html").exists()
+
+
+def test_what_is_no_subject_is_refused(tmp_path: Path, w: Path) -> None:
+    with pytest.raises(DataError, match="nowhere, where there is nothing"):
+        write_page_of([tmp_path / "nowhere"])
+    with pytest.raises(ConfigError, match=r"got the file .*student\.tiktoken"):
+        write_page_of([tmp_path / "student.tiktoken"])
+    with pytest.raises(ConfigError, match=r"have to be runs, to be compared; got .*w\.safetensors as well"):
+        write_page_of([write_run(tmp_path / "run"), w])
+
+
+def test_a_run_without_a_curve_has_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(DataError, match="bare has nothing to draw yet"):
+        write_page_of([tmp_path / "bare"], png=tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+
+
+# Prepared data
+
+
+def test_the_kinds_of_chunks_are_those_of_the_text(prepared: Path) -> None:
+    view = view_data(prepared)
+    folder = prepared.parent
+    sides = (tokenizers.load(f"{folder / name}.tiktoken?pattern=cl100k") for name in ("student", "teacher"))
+    (qwen,) = view.teachers
+    assert qwen.counts == count_chunks([folder / "text.jsonl"], *sides)
+    assert qwen.counts.one_to_many > 0
+    shares = [bars[0].text for _, bars in qwen.kinds.rows]
+    assert shares[1] == f"{100 * qwen.counts.one_to_many / qwen.counts.chunks:.2f} %"
+
+
+def test_the_page_of_data_shows_its_documents_as_they_were_cut(prepared: Path) -> None:
+    html = write_page_of([prepared]).read_text()
+    assert "The beginning of document 12" in html
+    assert '<li class="chunk divided"><div><span class="token" title="student token 257">201</span>' in html
+    assert "<i>" not in html
+    assert ">&lt;</span>" in html
+    assert "qwen" in html
+
+
+def test_every_document_is_in_one_range_of_lengths_on_each_side(prepared: Path) -> None:
+    view = view_data(prepared)
+    for side in range(2):
+        assert sum(int(bars[side].text) for _, bars in length_bars(view.prepared).rows) == 12
+    assert max(bar.length for _, bars in view.length_bars.rows for bar in bars) == 1.0
+
+
+def test_the_fill_is_shown_for_the_lengths_that_are_asked_for(prepared: Path) -> None:
+    (fill,) = view_data(prepared, (300, 400)).fills
+    assert (fill.student_sequence_length, fill.teacher_sequence_lengths) == (300, (400,))
+    page = write_page_of([prepared], PageOptions(student_length=300, teacher_length=400))
+    assert f"300 and 400 {fill.samples} " in text_of(page)
+
+
+def test_data_whose_tokenizer_has_gone_still_has_a_page(prepared: Path) -> None:
+    (prepared.parent / "teacher.tiktoken").unlink()
+    text = text_of(write_page_of([prepared]))
+    assert "No examples are shown" in text
+    assert "Chunks by kind" in text
+
+
+def test_data_without_a_teacher_has_no_chunks(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("one text")
+    data.prepare([tmp_path / "text.txt"], tmp_path / "data", tokenizers.load("bytes"), {})
+    assert "prepared without a teacher" in text_of(write_page_of([tmp_path / "data"]))
+
+
+# Several runs
+
+
+def test_the_best_of_several_runs_stands_out(tmp_path: Path) -> None:
+    values = [{"bits_per_byte": 1.5, "tokens": 64}, {"bits_per_byte": 1.2, "tokens": 64}, {"exact_answers": 0.5}]
+    runs = [read_run(write_run(tmp_path / f"run-{n}", evaluation=value)) for n, value in enumerate(values)]
+    rows = {row.name: row for row in held_out_rows(runs)}
+    assert rows["Loss per byte"].cells == ("1.500", "1.200", "–")
+    assert rows["Loss per byte"].best == (False, True, False)
+    assert rows["Tokens"].best == (False, False, False)
+    assert rows["Exact answers"].best == (False, False, False), "one alone is not the best"
+
+
+def test_only_what_differs_is_shown_of_configs(tmp_path: Path) -> None:
+    configs = [
+        flattened(config(tmp_path / "a", teacher("qwen", mode="p_kl"))),
+        flattened(config(tmp_path / "b", teacher("qwen", mode="h_kl"), lr=2e-3)),
+        flattened(config(tmp_path / "c")),
+        flattened(config(tmp_path / "d", teacher("qwen", mode="p_kl"), teacher("own", mode="same_tokenizer"))),
+    ]
+    assert differing(configs) == {
+        "teachers": (
+            "qwen, colocated, p_kl",
+            "qwen, colocated, h_kl",
+            "[]",
+            "qwen, colocated, p_kl, own, colocated, same_tokenizer",
+        ),
+        "teachers.0.loss.mode": ("p_kl", "h_kl", "–", "p_kl"),
+        "optimizer.lr": ("0.001", "0.002", "0.001", "0.001"),
+    }
+    assert differing(configs[:1] + configs[3:]) == {
+        "teachers.1": ("–", "own, colocated, same_tokenizer"),
+    }
+    assert differing([configs[0], configs[0]]) == {}
+
+
+def test_the_page_of_several_runs_draws_each_over_the_others(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, evaluation=EVALUATION, steps=20) for name in ("a", "b", "c")]
+    for number, path in enumerate(runs):
+        save_run(config(path, lr=1e-3 * (1 + number)), path / "config.yaml")
+    html = write_page_of(runs, out=tmp_path / "runs.html").read_text()
+    first = html[html.index("<svg") : html.index("</svg>")]
+    assert [f'class="mean s{number}"' in first for number in range(4)] == [True, True, True, False]
+    assert "optimizer.lr" in html
+    save_run(config(runs[0]), runs[1] / "config.yaml")
+    save_run(config(runs[0]), runs[2] / "config.yaml")
+    assert "Nothing but the directory" in write_page_of(runs, out=tmp_path / "runs.html").read_text()
+
+
+def test_a_run_without_config_is_named(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name) for name in ("a", "b")]
+    text = text_of(write_page_of(runs, out=tmp_path / "runs.html"))
+    assert "a kept no config" in text
+    assert "None of these runs was evaluated" in text
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    runs = [read_run(write_run(tmp_path / folder / "run")) for folder in ("a", "b")]
+    assert names(runs) == [str(run.path) for run in runs]
