@@ -56,8 +56,11 @@ class TeacherConfig:
     kind        where its hidden states come from: a model on the student's ranks (colocated) or on other ranks of the
                 job (remote), or what was stored of them (cached)
     checkpoint  the run directory of the teacher's own training, or one checkpoint in it
-    parallel    remote: its own layout, on ranks that come after the student's and those of the teachers before it; null
-                is one rank
+    parallel    its own layout. remote: on ranks that come after the student's and those of the teachers before it; null
+                is one rank. colocated: on the student's ranks, as many of them, over all micro batches of a step before
+                the student; null is the student's, the model whole on the last pipeline stage and run when it is asked
+    offload     colocated with `parallel`: what waits in host memory. hidden: the hidden states of a step; parameters:
+                the model's, between its turns; both
     patience_seconds  remote: how long the student waits for its hidden states before it counts as dead
     projection  the file of W for this pair of tokenizers; null builds it into the run's directory, once
     weight      alpha: L_KD is the sum of weight·L_KD of each teacher
@@ -74,6 +77,7 @@ class TeacherConfig:
     model: ModelConfig
     checkpoint: str
     parallel: ParallelConfig | None = None
+    offload: Literal["hidden", "parameters", "both"] | None = None
     patience_seconds: float = 300.0
     projection: str | None = None
     loss: LossConfig = field(default_factory=LossConfig)
@@ -99,9 +103,13 @@ class TeacherConfig:
         check_fp8(f"teacher {self.name!r}", self.fp8, self.model)
         require_positive(self, "patience_seconds")
         require(
-            self.kind == "remote" or self.parallel is None,
-            f"teacher {self.name!r}: a {self.kind} teacher has no layout of its own; leave out parallel, or set "
-            "kind=remote",
+            self.kind != "cached" or self.parallel is None,
+            f"teacher {self.name!r}: a cached teacher has no model and no layout; leave out parallel, or set kind",
+        )
+        require(
+            self.offload is None or (self.kind == "colocated" and self.parallel is not None),
+            f"teacher {self.name!r}: offload is of a colocated teacher that runs before the student, in a layout of "
+            "its own; set kind=colocated and parallel (it may be the student's), or leave out offload",
         )
         require(
             self.own_layout.virtual_pipeline_model_parallel_size == 1,
@@ -282,7 +290,12 @@ class RunConfig:
         )
         _check_heads("student", self.student, self.parallel)
         for teacher in self.teachers:
-            label, layout = f"teacher {teacher.name!r}", teacher.own_layout if teacher.num_ranks else self.parallel
+            label, layout = f"teacher {teacher.name!r}", self.layout_of(teacher)
+            require(
+                teacher.kind != "colocated" or layout.world_size == self.parallel.world_size,
+                f"{label}: parallel needs {layout.world_size} ranks, but a colocated teacher has the student's "
+                f"{self.parallel.world_size}; change its data_parallel_size or its other sizes, or set kind=remote",
+            )
             _check_heads(label, teacher.model, layout)
             per_pass = self.train.micro_batch_size * layout.data_parallel_size
             require(
@@ -290,6 +303,10 @@ class RunConfig:
                 f"{label}: global_batch_size {self.train.global_batch_size} is not divisible by "
                 f"micro_batch_size x its data_parallel_size = {per_pass}",
             )
+
+    def layout_of(self, teacher: TeacherConfig) -> ParallelConfig:
+        """The layout that a teacher's model runs in; of a cached one, the student's, which reads what it said."""
+        return teacher.own_layout if teacher.num_ranks else teacher.parallel or self.parallel
 
     @property
     def world_size(self) -> int:

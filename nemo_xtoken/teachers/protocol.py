@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from nemo_xtoken.config import LossConfig
-from nemo_xtoken.parallel import HeadOptions, ShardedPair
+from nemo_xtoken.parallel import HeadOptions, ShardedPair, cut_head, cut_options
 from nemo_xtoken.types import DistillBatch, SparseLogits
 
 
@@ -41,6 +43,21 @@ class TeacherHead(NamedTuple):
 
     weight: Tensor
     options: HeadOptions
+
+    def cut(self, pair: ShardedPair, tp_group: dist.ProcessGroup) -> TeacherHead:
+        """The rows `pair.teacher_rows`, where this is a rank's shard of a head that is cut over `tp_group`.
+
+        Collectives: those of `parallel.cut_head` and `parallel.cut_options`.
+        """
+        return TeacherHead(cut_head(self.weight, pair, tp_group), cut_options(self.options, pair, tp_group))
+
+
+class HiddenFormat(NamedTuple):
+    """What hidden states are made of: h_T numbers of a dtype, and where they are wanted."""
+
+    width: int
+    dtype: torch.dtype
+    device: torch.device
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import contextlib
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -23,7 +22,8 @@ from nemo_xtoken import parallel
 from nemo_xtoken.errors import XTokenError
 from nemo_xtoken.teachers.link import Link, Transfer
 from nemo_xtoken.teachers.messages import STOP, Header, checksum, pack_request, room_for, unpack
-from nemo_xtoken.teachers.protocol import SampleRange, TeacherHead
+from nemo_xtoken.teachers.parts import of_all_tp_ranks
+from nemo_xtoken.teachers.protocol import HiddenFormat, SampleRange, TeacherHead
 from nemo_xtoken.teachers.routes import Piece, Routes
 from nemo_xtoken.types import DistillBatch
 
@@ -43,14 +43,6 @@ class Requests:
         """Wait until the teacher has taken all requests."""
         while self._sent:
             self._sent.popleft().wait()
-
-
-class HiddenFormat(NamedTuple):
-    """What hidden states are made of: h_T numbers of a dtype, and where they are wanted."""
-
-    width: int
-    dtype: torch.dtype
-    device: torch.device
 
 
 class Receiver:
@@ -97,7 +89,7 @@ class Receiver:
             _check(header, Header(request, number, tokens, header.signal), self._links[piece.sender].peer)
             self.signal = header.signal or self.signal
             part[piece.placed.to(device)] = rows.to(device)
-        return self._of_all_ranks(part)
+        return of_all_tp_ranks(part, self._sizes, self._tp_group)
 
     def drain(self) -> None:
         """Take in and drop what is still expected, so that the teacher can end."""
@@ -107,16 +99,6 @@ class Receiver:
 
     def _room(self, piece: Piece) -> Tensor:
         return room_for(len(piece.sent), self._form.width, self._form.dtype, pinned=self._form.device.type == "cuda")
-
-    def _of_all_ranks(self, part: Tensor) -> Tensor:
-        if len(self._sizes) == 1:
-            return part
-        padded = part.new_zeros(max(self._sizes), part.shape[1])
-        padded[: len(part)] = part
-        gathered = part.new_empty(len(self._sizes) * len(padded), part.shape[1])
-        dist.all_gather_into_tensor(gathered, padded, group=self._tp_group)
-        parts = gathered.view(len(self._sizes), *padded.shape)
-        return torch.cat([rows[:size] for rows, size in zip(parts, self._sizes, strict=True)])
 
 
 def _check(got: Header, expected: Header, peer: str) -> None:
@@ -156,9 +138,8 @@ class RemoteSource:
     def head(self, pair: parallel.ShardedPair) -> TeacherHead:
         """The rows `pair.teacher_rows`, sent round the student's tp group; the rest of the shard is dropped."""
         assert self._head is not None
-        (weight, options), self._head = self._head, None
-        cut = parallel.cut_head(weight, pair, self._tp_group)
-        return TeacherHead(cut, parallel.cut_options(options, pair, self._tp_group))
+        head, self._head = self._head, None
+        return head.cut(pair, self._tp_group)
 
     def begin(self, announced: Iterator[SampleRange]) -> None:
         """Ask for the first of what `prepare` will announce."""

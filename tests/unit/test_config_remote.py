@@ -23,7 +23,7 @@ TP4 = ParallelConfig(tensor_model_parallel_size=4, data_parallel_size=2)
 def run(student_dp_size: int = 8, **teacher: Any) -> RunConfig:
     """The quickstart's student on so many ranks, and its teacher on others."""
     config = load_run(QUICKSTART, ["train.micro_batch_size=1", "train.global_batch_size=48", "device=cuda"])
-    remote = replace(config.teachers[0], kind="remote", **teacher)
+    remote = replace(config.teachers[0], **{"kind": "remote", **teacher})
     return replace(config, teachers=(remote,), parallel=ParallelConfig(data_parallel_size=student_dp_size))
 
 
@@ -74,8 +74,21 @@ def test_what_a_remote_teacher_can_not_be_is_refused() -> None:
     virtual = ParallelConfig(pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2)
     assert "a teacher has no virtual pipeline stages" in refused(parallel=virtual)
     assert "patience_seconds must be positive, got 0" in refused(patience_seconds=0.0)
-    with pytest.raises(ConfigError, match="a colocated teacher has no layout of its own; leave out parallel"):
-        TeacherConfig(model=teacher.model, checkpoint="x", parallel=TP4)
+    with pytest.raises(ConfigError, match="a cached teacher has no model and no layout; leave out parallel"):
+        TeacherConfig(model=teacher.model, checkpoint="x", kind="cached", parallel=TP4)
+
+
+def test_a_colocated_teacher_has_as_many_ranks_as_the_student() -> None:
+    assert run(kind="colocated", parallel=TP4, offload="both").world_size == 8
+    assert "parallel needs 4 ranks, but a colocated teacher has the student's 8; change its data_par" in refused(
+        kind="colocated", parallel=replace(TP4, data_parallel_size=1)
+    )
+    odd = ParallelConfig(tensor_model_parallel_size=8)
+    assert "attention heads are not divisible by tensor_model_parallel_size 8" in refused(
+        kind="colocated", parallel=odd
+    )
+    assert "set kind=colocated and parallel (it may be the student's)" in refused(kind="remote", offload="hidden")
+    assert "in a layout of its own" in refused(kind="colocated", offload="parameters")
 
 
 def test_a_job_has_ranks_for_the_student_and_the_teacher() -> None:

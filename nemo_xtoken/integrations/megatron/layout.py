@@ -97,14 +97,20 @@ def start(
             timeout=TIMEOUT,
         )
     _check_world_size(dist.get_world_size(), parallel)
+    groups = make_groups(parallel)
+    _seed(seed, device)
+    return Layout(parallel, rank_device, groups)
+
+
+def make_groups(parallel: ParallelConfig) -> ProcessGroupCollection:
+    """Make Megatron's groups of a layout over all ranks, and put them in place as the global ones."""
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         context_parallel_size=parallel.context_parallel_size,
         virtual_pipeline_model_parallel_size=virtual_pipeline_size(parallel),
     )
-    _seed(seed, device)
-    return Layout(parallel, rank_device, ProcessGroupCollection.use_mpu_process_groups())
+    return ProcessGroupCollection.use_mpu_process_groups()
 
 
 def virtual_pipeline_size(parallel: ParallelConfig) -> int | None:

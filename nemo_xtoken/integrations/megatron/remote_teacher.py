@@ -13,7 +13,8 @@ from nemo_xtoken.integrations.megatron.model_checkpoint import HeadIds
 from nemo_xtoken.integrations.megatron.teacher_head import load_head
 from nemo_xtoken.integrations.megatron.worlds import Job
 from nemo_xtoken.teachers.link import Link
-from nemo_xtoken.teachers.remote import HiddenFormat, Receiver, RemoteSource, Requests, connect
+from nemo_xtoken.teachers.protocol import HiddenFormat
+from nemo_xtoken.teachers.remote import Receiver, RemoteSource, Requests, connect
 from nemo_xtoken.teachers.routes import Routes
 
 

@@ -34,7 +34,7 @@ MAY_CHANGE = (
 )
 """What may differ when a run is resumed: none of it decides what the steps compute, up to rounding."""
 
-OF_A_TEACHER = re.compile(r"teachers\.\d+\.(kind|patience_seconds|parallel)(\..*)?")
+OF_A_TEACHER = re.compile(r"teachers\.\d+\.(kind|patience_seconds|parallel|offload)(\..*)?")
 """The same of each teacher: where it runs."""
 
 MAY_NOT_CHANGE = ("parallel.use_distributed_optimizer",)

@@ -27,6 +27,7 @@ from nemo_xtoken.integrations.megatron.layout import Layout
 from nemo_xtoken.integrations.megatron.learnt_projection import LearntProjection
 from nemo_xtoken.integrations.megatron.model_checkpoint import HeadIds
 from nemo_xtoken.integrations.megatron.optimizer import build_optimizer, build_schedule, wrap_data_parallel
+from nemo_xtoken.integrations.megatron.own_layout_teacher import own_layout_source
 from nemo_xtoken.integrations.megatron.projection_file import projection_file
 from nemo_xtoken.integrations.megatron.remote_teacher import remote_source
 from nemo_xtoken.integrations.megatron.step import Objective
@@ -135,7 +136,7 @@ def check(config: RunConfig, path: str, manifest: Manifest) -> None:
     for teacher, settings in zip(teachers, config.teachers, strict=True):
         own = any(entry.teacher == teacher.name for entry in config.data.teacher_lengths)
         key = f"the length of {teacher.name} in data.teacher_lengths" if own else "data.teacher_sequence_length"
-        for parallel in (config.parallel, settings.own_layout):
+        for parallel in (config.parallel, config.layout_of(settings)):
             _check_length(key, config.data.teacher_length(teacher.name), parallel)
 
 
@@ -188,6 +189,9 @@ def _source(
     if teacher.kind == "remote":
         assert job is not None
         source, checkpoint = remote_source(config, number, side, layout, dtype, job)
+        return source, checkpoint.name
+    if teacher.parallel is not None:
+        source, checkpoint = own_layout_source(config, number, side, layout, dtype)
         return source, checkpoint.name
     model, checkpoint = load_teacher(
         teacher,

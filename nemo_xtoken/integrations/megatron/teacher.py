@@ -40,9 +40,7 @@ class ColocatedSource:
 
     def head(self, pair: parallel.ShardedPair) -> TeacherHead:
         """The rows `pair.teacher_rows`, sent round the tp group that the model is cut over."""
-        tp_group = self._groups.tp
-        weight = parallel.cut_head(head_weight(self.model), pair, tp_group)
-        return TeacherHead(weight, parallel.cut_options(head_options(self.model), pair, tp_group))
+        return TeacherHead(head_weight(self.model), head_options(self.model)).cut(pair, self._groups.tp)
 
     def begin(self, announced: Iterator[SampleRange]) -> None:
         """Nothing is done ahead."""

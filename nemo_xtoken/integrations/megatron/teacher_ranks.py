@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from nemo_xtoken.config import BlendPart, RunConfig
@@ -19,11 +16,8 @@ from nemo_xtoken.data.batches import GlobalBatches
 from nemo_xtoken.data.manifest import TeacherSide
 from nemo_xtoken.data.prepared import PreparedData
 from nemo_xtoken.data.run_data import blended_dataset, prepared_teachers
-from nemo_xtoken.integrations.megatron.context_parallel import model_inputs
-from nemo_xtoken.integrations.megatron.head_tap import rows
 from nemo_xtoken.integrations.megatron.layout import Layout
 from nemo_xtoken.integrations.megatron.model_checkpoint import load_model
-from nemo_xtoken.integrations.megatron.models import build_gpt
 from nemo_xtoken.integrations.megatron.remote_teacher import (
     checkpoint_key,
     head_ids,
@@ -32,6 +26,7 @@ from nemo_xtoken.integrations.megatron.remote_teacher import (
     routes_of,
 )
 from nemo_xtoken.integrations.megatron.stopping import StopRequest
+from nemo_xtoken.integrations.megatron.teacher_forward import TeacherTokens, build_teacher, forward_all
 from nemo_xtoken.integrations.megatron.worlds import IDLE_PATIENCE, Job
 from nemo_xtoken.teachers import SampleRange
 from nemo_xtoken.teachers.link import Link
@@ -82,39 +77,25 @@ class Answers:
         """The student's requests, on the teacher's first rank."""
         return self._line
 
-    @torch.no_grad()
     def give(self, request: int, samples: SampleRange) -> None:
         """Run the model over a request's samples; each micro batch's hidden states leave when they are there."""
         if self._sender is not None:
             # More than the step before is never on its way, even to a rank that is behind the others.
             self._sender.settle(request - 2)
-        micro_batches = list(self._read(samples))
-        get_forward_backward_func()(
-            forward_step_func=partial(self._forward, request),
-            data_iterator=iter(micro_batches),
-            model=self._model,
-            num_microbatches=len(micro_batches),
-            seq_length=self._length,
-            micro_batch_size=self._config.train.micro_batch_size,
-            forward_only=True,
-            collect_non_loss_data=True,
-        )
+        numbered = list(self._read(samples))
+
+        def send(place: int, hidden: Tensor) -> None:
+            number, batch = numbered[place]
+            assert self._sender is not None
+            self._sender.send(Header(request, number, checksum(batch.teacher_tokens), self._stop.heard), hidden)
+
+        inputs = [TeacherTokens(batch.teacher_tokens, batch.teacher_position_ids) for _, batch in numbered]
+        forward_all(self._model, self._layout, inputs, send)
 
     def settle(self) -> None:
         """Wait until all that was asked for has arrived."""
         if self._sender is not None:
             self._sender.settle_all()
-
-    def _forward(self, request: int, micro_batches: Iterator[Numbered], model: GPTModel) -> tuple[Tensor, Any]:
-        number, batch = next(micro_batches)
-        tokens, positions = (x.to(self._layout.device) for x in (batch.teacher_tokens, batch.teacher_position_ids))
-        header = Header(request, number, checksum(batch.teacher_tokens), self._stop.heard)
-        return model(*model_inputs(tokens, positions, self._layout.groups.cp)), partial(self._send, header)
-
-    def _send(self, header: Header, hidden: Tensor, *, non_loss_data: bool) -> None:
-        """Megatron calls it with the last stage's output, [b, t/cp, h]."""
-        assert self._sender is not None
-        self._sender.send(header, rows(hidden))
 
     def _read(self, samples: SampleRange) -> Iterator[Numbered]:
         """This data-parallel rank's micro batches of a request."""
@@ -155,20 +136,8 @@ class Answers:
     def _load(self, side: TeacherSide, checkpoint: Path) -> GPTModel:
         config, layout, teacher = self._config, self._layout, self._config.teachers[self._number]
         ids = head_ids(config, self._number, side)
-        model = build_gpt(
-            teacher.model,
-            layout.parallel,
-            vocab_size=ids.size,
-            max_sequence_length=self._length,
-            device=config.device,
-            seed=0,
-            params_dtype=torch.bfloat16 if config.train.bf16 else torch.float32,
-            fp8=teacher.fp8,
-            pre_process=layout.is_first_stage,
-            post_process=layout.is_last_stage,
-        ).to(layout.device)
-        model.requires_grad_(False)
-        model.eval()
+        dtype = torch.bfloat16 if config.train.bf16 else torch.float32
+        model = build_teacher(teacher, layout, ids, self._length, dtype)
         load_model(model, checkpoint, f"teacher {teacher.name!r}", ids)
         return model
 
