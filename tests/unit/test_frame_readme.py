@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-ROOTS = ("nemo_xtoken", "examples", "tests", "launcher_configs")
+ROOTS = ("nemo_xtoken", "docs", "examples", "tests", "launcher_configs")
 UNLISTED = {"__init__.py", "py.typed"}
 UNTRACKED = {"__pycache__", "out"}
 
