@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from nemo_xtoken.config import ParallelConfig, RunConfig
-from nemo_xtoken.integrations.megatron import launch, train_loop
+from nemo_xtoken.integrations.megatron import CacheJob, fill_caches, launch, train_loop
 from nemo_xtoken.integrations.megatron import layout as layouts
 from nemo_xtoken.integrations.megatron.own_layout_teacher import OwnLayoutSource
 from nemo_xtoken.integrations.megatron.second_layout import SecondLayout
 from nemo_xtoken.integrations.megatron.setup import set_up
+from nemo_xtoken.teachers.cache import CacheReader, Storage, cache_directory
 from tests.distributed import toy
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_megatron_training import assert_same_curve
@@ -95,6 +97,32 @@ def test_every_layout_under_every_other_gives_the_same_curve(
     together(world_size, runs)
     for config in runs:
         assert_same_curve(toy.metrics(config), toy.metrics(run(folder, "alone", layout(), None)))
+
+
+def cached(folder: Path, cache: str, parallel: ParallelConfig, storage: Storage) -> CacheReader:
+    """What one layout stores of the teacher."""
+    config = run(folder, "stored", parallel, None, cache=cache)
+    filled = fill_caches(config, CacheJob(storage=storage, shard_tokens=500))
+    assert filled is not None
+    assert [result.missing for result in filled] == [0, 0]
+    assert filled[0].written == filled[0].shards > 3
+    return CacheReader(cache_directory(config.data.path, cache))
+
+
+def test_a_cache_is_the_same_from_stages_and_cut_sequences(folder: Path) -> None:
+    alone = cached(folder, "alone", layout(), Storage(stored_as="fp32"))
+    places = torch.arange(alone.manifest.tokens)
+    assert alone.hidden(places).abs().sum() > 0
+    for name, parallel in (("pp2", layout(pp=2)), ("cp2", layout(cp=2))):
+        cut = cached(folder, name, parallel, Storage(stored_as="fp32"))
+        torch.testing.assert_close(cut.hidden(places), alone.hidden(places), rtol=1e-5, atol=1e-5)
+        assert torch.equal(cut.head().weight, alone.head().weight)
+    likely = [
+        cached(folder, f"top_k_{i}", parallel, Storage(stored_as="top_k", count=4)).sparse(places)
+        for i, parallel in enumerate((layout(), layout(pp=2)))
+    ]
+    assert torch.equal(likely[0].ids, likely[1].ids)
+    torch.testing.assert_close(likely[0].log_probs, likely[1].log_probs, rtol=1e-3, atol=1e-3)
 
 
 @dataclass

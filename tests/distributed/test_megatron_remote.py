@@ -23,7 +23,7 @@ from tests.conftest import CHECKOUT
 from tests.distributed import toy
 from tests.distributed.test_megatron_training import assert_same_curve
 
-TEACHER = replace(toy.TEACHER, num_layers=2)
+TEACHER = replace(toy.TEACHER, num_layers=2, num_attention_heads=4, num_query_groups=4)
 TRAIN = replace(
     toy.TRAIN, steps=5, checkpoint_interval=2, keep_checkpoints=9, validation_interval=2, validation_batches=1
 )
@@ -33,6 +33,7 @@ TP2 = ParallelConfig(tensor_model_parallel_size=2)
 PP2 = ParallelConfig(pipeline_model_parallel_size=2)
 CP2 = ParallelConfig(context_parallel_size=2)
 DP2 = ParallelConfig(data_parallel_size=2)
+TP4 = ParallelConfig(tensor_model_parallel_size=4)
 TP2_SP = replace(TP2, sequence_parallel=True)
 LAYOUTS = {
     "tp2 from pp2": (TP2, PP2),
@@ -44,6 +45,7 @@ MORE_LAYOUTS = {
     "1 from 1": (ONE, ONE),
     "pp2 from tp2 with sequence parallelism": (PP2, TP2_SP),
     "tp2 pp2 from tp2": (replace(TP2, pipeline_model_parallel_size=2), TP2),
+    "pp2 from tp4": (PP2, TP4),
     "tp2 from cp2": (TP2, CP2),
     "dp2 from dp2": (DP2, DP2),
 }

@@ -242,7 +242,10 @@ def test_losses_that_draws_would_bias_are_refused(loss: LossConfig, told: str) -
 
 
 def test_a_layout_that_cannot_store_is_refused(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="pipeline_model_parallel_size=1"):
+    config = cached(folder, "any", "cp2", parallel=LAYOUTS["cp2"])
+    with pytest.raises(ConfigError, match=r"the sequences of teacher, .* 46 must be divisible by 4"):
+        fill(replace(config, data=replace(config.data, teacher_sequence_length=46)), FP32)
+    with pytest.raises(ConfigError, match="num_layers 1 is not divisible by the 2"):
         fill(cached(folder, "any", "pp2", parallel=LAYOUTS["pp2"]), FP32)
     with pytest.raises(ConfigError, match="the run has no teacher other: it has teacher"):
         fill(cached(folder, "any", "other"), FP32, teachers=("other",))

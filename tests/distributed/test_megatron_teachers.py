@@ -134,10 +134,13 @@ def test_remote_cached_and_colocated_teachers_in_one_run_give_the_same_curve(
     stored = fill_caches(config, CacheJob(storage=Storage(stored_as="fp32"), teachers=("own",)))
     assert stored is not None
     assert [filled.missing for filled in stored] == [0, 0]
+    here = replace(common, parallel=LAYOUTS["dp2"], offload="both")
     mixed = replace(
-        config, teachers=(replace(of_bytes, kind="remote", parallel=TP2), replace(own, kind="cached"), common)
+        config,
+        parallel=TP2,
+        teachers=(replace(of_bytes, kind="remote", parallel=TP2), replace(own, kind="cached"), here),
     )
-    assert mixed.world_size == 3
+    assert mixed.world_size == 4
     launch(mixed)
     assert_same_curve(toy.metrics(mixed), three_alone)
 

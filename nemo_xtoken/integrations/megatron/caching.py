@@ -54,14 +54,8 @@ def fill_caches(config: RunConfig, job: CacheJob) -> list[Filled] | None:
 
 
 def check_job(config: RunConfig, job: CacheJob) -> None:
-    """Raises ConfigError for teachers that the run has not, a part that is none, or a layout that can't do it."""
+    """Raises ConfigError for teachers that the run has not."""
     names = [teacher.name for teacher in config.teachers]
     unknown = [name for name in job.teachers if name not in names]
     if unknown or not names:
         raise ConfigError(f"the run has no teacher {', '.join(unknown)}: it has {', '.join(names) or 'none at all'}")
-    layout = config.parallel
-    if layout.pipeline_model_parallel_size > 1 or layout.context_parallel_size > 1:
-        raise ConfigError(
-            "a cache is written tensor and data parallel: set parallel.pipeline_model_parallel_size=1 and "
-            "parallel.context_parallel_size=1 for this command"
-        )

@@ -132,15 +132,15 @@ def check(config: RunConfig, path: str, manifest: Manifest) -> None:
             "student tokenizer; raise it or set it to null"
         )
     teachers = prepared_teachers(config.teachers, manifest, path)
-    _check_length("data.student_sequence_length", config.data.student_sequence_length, config.parallel)
+    check_length("data.student_sequence_length", config.data.student_sequence_length, config.parallel)
     for teacher, settings in zip(teachers, config.teachers, strict=True):
         own = any(entry.teacher == teacher.name for entry in config.data.teacher_lengths)
         key = f"the length of {teacher.name} in data.teacher_lengths" if own else "data.teacher_sequence_length"
         for parallel in (config.parallel, config.layout_of(settings)):
-            _check_length(key, config.data.teacher_length(teacher.name), parallel)
+            check_length(key, config.data.teacher_length(teacher.name), parallel)
 
 
-def _check_length(key: str, length: int, parallel: ParallelConfig) -> None:
+def check_length(key: str, length: int, parallel: ParallelConfig) -> None:
     """Raises ConfigError for a sequence that can't be cut: in 2·cp parts, and a rank's two parts over tp."""
     cp_size = parallel.context_parallel_size
     tp_size = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
