@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nemo_xtoken.alignment.align import align
+from nemo_xtoken.alignment.near_equals import LONGEST_TESTED, PADDING, count_open
 from nemo_xtoken.alignment.score_tables import LONGEST_WINDOW, LOSS_OF_GAP, LOSS_OF_RUN, better_chunks
-from nemo_xtoken.alignment.token_strings import (
-    LONGEST_RUN,
-    Flags,
-    TokenStrings,
-    may_equal_run,
-    may_have_equal,
-    token_strings,
-)
+from nemo_xtoken.alignment.token_strings import LONGEST_RUN, Flags, TokenStrings, token_strings
 from nemo_xtoken.tokenizers import Tokenizer
 from nemo_xtoken.types import Chunks, Encoding
 
 Indices = NDArray[np.int64]
-
-PADDING = 2
-"""Stretches that a window has around those that are open."""
-
-NEAR = 6
-"""Of a long text, only the equals of so many tokens before and after it can make a stretch open."""
 
 PAIR_SCORE, RUN_SCORE, GAP_SCORE = 3.0, 1.5, -1.5
 
@@ -42,35 +31,48 @@ def align_dp(
     pairs are in no chunk. Every chunk is `exact`.
 
     Windowed: the table is never filled as a whole. Tokens of the exact alignment that no path near it can take better
-    are closed: equal pairs, a token that stands for a run where nothing else for it is near, and tokens that nothing
-    near is equal to. Tables are filled for windows of at most LONGEST_WINDOW tokens around the others, and decide where
-    a path through one is better than the exact alignment. So the score is the best of all paths that keep to the exact
-    alignment outside of the windows and where a longer one is cut; it is the whole table's best where both sides
-    together have at most LONGEST_WINDOW tokens. Time and memory are linear in tokens.
+    are closed: equal pairs, tokens that stand for a run or are part of one, and tokens that nothing near is equal to.
+    Tables are filled for windows of at most LONGEST_WINDOW tokens around the others, and decide where a path through
+    one is better than the exact alignment. So the score is the best of all paths that keep to the exact alignment
+    outside of the windows and where a longer one is cut. Where both sides together have at most LONGEST_WINDOW tokens
+    it is the whole table's best: there everything is near, and a run's single token is open if anything is equal to it.
+    Time and memory are linear in tokens.
     Raises AlignmentError where the two cover texts of different length.
     """
     nodes = _nodes(align(student, teacher), len(student), len(teacher))
-    sides = token_strings(student, student_tokenizer, 1), token_strings(teacher, teacher_tokenizer, 2)
-    numbers = np.diff(nodes)
-    longer = (numbers[0] * numbers[1] != 1).nonzero()[0]
-    paired = _paired(nodes, numbers, longer, *sides)
-    runs, others = longer[paired[longer]], (~paired).nonzero()[0]
-    windows = _windows(nodes, _opened(nodes, numbers, runs, others, *sides), student.ends, teacher.ends)
+    strings = token_strings((student, teacher), (student_tokenizer, teacher_tokenizer))
+    sizes = nodes[:, 1:] - nodes[:, :-1]
+    longer = (sizes[0] * sizes[1] != 1).nonzero()[0]
+    paired = _paired(nodes, sizes, longer, strings)
+    opened = _opened(nodes, sizes, longer, paired, strings)
+    windows = _windows(nodes, opened, student.ends, teacher.ends)
     if not len(windows):
         return _chunks(_of_paired(nodes, paired))
     places, losses = _known(nodes, paired, windows)
-    better, found = better_chunks(windows, losses, *sides)
+    better, found = better_chunks(windows, losses, strings)
     kept: Indices = _of_paired(nodes, paired & ~_inside(places[:, better], len(paired)))
     if not len(found):
         return _chunks(kept)
-    columns: Indices = np.concatenate([kept, found.T], axis=1)
-    return _chunks(columns[:, columns[0].argsort(kind="stable")])
+    return _chunks(_merged(kept, found[found[:, 0].argsort()].T))
 
 
 def _of_paired(nodes: Indices, paired: Flags) -> Indices:
     """[4, c] student start, student end, teacher start, teacher end of the stretches that are chunks."""
     places = paired.nonzero()[0]
-    return np.stack([nodes[side].take(ends) for side in (0, 1) for ends in (places, places + 1)])
+    columns = np.empty((4, len(places)), np.int64)
+    for column, of_side in zip(columns, (nodes[0], nodes[0, 1:], nodes[1], nodes[1, 1:]), strict=True):
+        of_side.take(places, out=column, mode="clip")
+    return columns
+
+
+def _merged(kept: Indices, found: Indices) -> Indices:
+    """[4, c] columns of both, each in the text's order, in the text's order."""
+    places = cast("Indices", np.searchsorted(kept[0], found[0]))
+    firsts: Indices = np.diff(places, prepend=-1).nonzero()[0]
+    kept_parts = np.split(kept, places[firsts], axis=1)
+    found_parts = np.split(found, firsts[1:], axis=1)
+    both = [part for pair in zip(kept_parts, [*found_parts, found[:, :0]], strict=True) for part in pair]
+    return np.concatenate(both, axis=1)
 
 
 def _chunks(columns: Indices) -> Chunks:
@@ -111,12 +113,14 @@ def score(chunks: Chunks, num_student: int, num_teacher: int) -> float:
 
 def _nodes(chunks: Chunks, num_student: int, num_teacher: int) -> Indices:
     """[2, g + 1] the student's and the teacher's token with which each chunk and each gap begins, and their ends."""
-    ends = [np.append(0, end) for end in (chunks.student_end, chunks.teacher_end)]
-    starts = [np.append(chunks.student_start, num_student), np.append(chunks.teacher_start, num_teacher)]
-    nodes = np.stack(ends)
-    gaps = (np.stack(starts) != nodes).any(axis=0).nonzero()[0]
-    if not len(gaps):
-        return nodes
+    starts = np.empty((2, len(chunks) + 1), np.int64)
+    starts[:, -1] = num_student, num_teacher
+    starts[0, :-1], starts[1, :-1] = chunks.student_start, chunks.teacher_start
+    ends = np.zeros_like(starts)
+    ends[0, 1:], ends[1, 1:] = chunks.student_end, chunks.teacher_end
+    if np.array_equal(starts, ends):
+        return starts
+    gaps = (starts != ends).any(axis=0).nonzero()[0]
     return np.stack([np.insert(end, gaps + 1, start[gaps]) for start, end in zip(starts, ends, strict=True)])
 
 
@@ -125,64 +129,42 @@ def _stretches(nodes: Indices) -> Indices:
     return np.stack([nodes[0, :-1], nodes[0, 1:], nodes[1, :-1], nodes[1, 1:]], axis=1)
 
 
-def _paired(nodes: Indices, numbers: Indices, longer: Indices, student: TokenStrings, teacher: TokenStrings) -> Flags:
+def _paired(nodes: Indices, sizes: Indices, longer: Indices, strings: TokenStrings) -> Flags:
     """[g] stretches of one token, or one and up to LONGEST_RUN, whose strings are equal.
 
-    numbers [2, g] tokens of each stretch; longer: the stretches that are not of one token on both sides
+    sizes [2, g] tokens of each stretch; longer: the stretches that are not of one token on both sides
     """
-    starts = nodes[:, :-1]
-    paired: Flags = student.runs(starts[0], 1) == teacher.runs(starts[1], 1)
+    places = nodes[:, :-1] + strings.begins[:, None]
+    numbers = strings.numbers.take(places)
+    paired: Flags = numbers[0] == numbers[1]
     paired[longer] = False
-    of_size = (numbers[:, longer].min(axis=0) == 1) & (numbers[:, longer].max(axis=0) <= LONGEST_RUN)
-    places = longer[of_size]
-    if len(places):
-        runs = (side.runs(starts[i, places], numbers[i, places]) for i, side in enumerate((student, teacher)))
-        paired[places] = np.equal(*runs)
+    own = sizes[:, longer]
+    fits = (own[0] == 1) & (own[1] <= LONGEST_RUN) | (own[1] == 1) & (own[0] <= LONGEST_RUN)
+    fits &= (own > 0).all(axis=0)
+    runs = longer[fits]
+    if len(runs):
+        paired[runs] = np.equal(*strings.whole(places[:, runs], sizes[:, runs]))
     return paired
 
 
-def _opened(
-    nodes: Indices, numbers: Indices, runs: Indices, others: Indices, student: TokenStrings, teacher: TokenStrings
-) -> Indices:
-    """[o] the stretch of each token that a path near the exact alignment may take better, ascending.
-
-    runs: the stretches of one token and a run that is equal to it; others: those that are not paired
+def _opened(nodes: Indices, sizes: Indices, longer: Indices, paired: Flags, strings: TokenStrings) -> Indices:
+    """[o] the stretch of each open token, ascending.
 
     An equal pair loses nothing. A run loses 1, as every path does at its single token if no equal of that is near on
     the other side, nor of a run with it. The tokens of any other stretch lose 2 each, as on every path if no equal of
     one is near, nor of a run with it, nor a run that is its equal.
     """
-    # What is near is counted from where a stretch begins, so that a long one counts as several open tokens.
-    opened = [np.repeat(others[numbers[:, others].max(axis=0, initial=0) > NEAR], 2)]
-    for side, (own, other) in enumerate(((student, teacher), (teacher, student))):
-        singles = runs[numbers[side, runs] == 1]
-        counts = numbers[side, others]
-        stretches = np.concatenate((singles, np.repeat(others, counts)))
-        if len(stretches):
-            tokens = np.concatenate((nodes[side, singles], _ranges(nodes[side, others], counts)))
-            around = _around(nodes[1 - side], stretches, len(student) + len(teacher))
-            is_open = may_have_equal(tokens, own, around, other)
-            of_others = slice(len(singles), None)
-            is_open[of_others] |= may_equal_run(tokens[of_others], own, around[:, of_others], other)
-            opened.append(stretches[is_open])
-    return np.sort(np.concatenate(opened))
-
-
-def _around(nodes: Indices, stretches: Indices, num_tokens: int) -> Indices:
-    """[m, k] the places on a side, with these nodes, where a path near the exact alignment may take the tokens of each
-    stretch: in a short text all of it, else NEAR to its beginning and not outside of its window. -1 for none."""
-    if num_tokens <= LONGEST_WINDOW:
-        return np.repeat(np.arange(int(nodes[-1]))[:, None], len(stretches), axis=1)
-    first = nodes[np.maximum(stretches - PADDING, 0)]
-    last = nodes[np.minimum(stretches + PADDING + 1, len(nodes) - 1)]
-    places = nodes[stretches] + np.arange(-NEAR, NEAR)[:, None]
-    return np.where((places >= first) & (places < last), places, -1)
-
-
-def _ranges(starts: Indices, counts: Indices) -> Indices:
-    """So many numbers from each start on, one range after the other."""
-    repeated: Indices = np.repeat(starts - counts.cumsum() + counts, counts)
-    return repeated + np.arange(len(repeated))
+    others = (~paired).nonzero()[0]
+    is_long = (sizes[:, others] > LONGEST_TESTED).any(axis=0)
+    tested = others[~is_long]
+    is_short = bool(nodes[:, -1].sum() <= LONGEST_WINDOW)
+    counts = count_open(nodes, sizes, tested, strings, everywhere=is_short)
+    stretches, numbers = [tested, others[is_long]], [counts, np.full(int(is_long.sum()), 2)]
+    if is_short:
+        runs = longer[paired[longer]]
+        stretches.append(runs)
+        numbers.append(count_open(nodes, sizes, runs, strings, everywhere=True, singles=True))
+    return np.sort(np.repeat(np.concatenate(stretches), np.concatenate(numbers)))
 
 
 def _windows(nodes: Indices, opened: Indices, student_ends: Indices, teacher_ends: Indices) -> Indices:

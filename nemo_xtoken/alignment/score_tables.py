@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_xtoken.alignment.token_strings import LONGEST_RUN, Flags, Numbers, TokenStrings
+from nemo_xtoken.alignment.token_strings import LONGEST_RUN, NAMELESS, Flags, Numbers, TokenStrings
 
 Indices = NDArray[np.int64]
 
@@ -34,9 +34,7 @@ _CELLS = 1 << 20
 """Cells of the tables that are held at a time; each takes some 20 bytes."""
 
 
-def better_chunks(
-    windows: Indices, losses: Indices, student: TokenStrings, teacher: TokenStrings
-) -> tuple[Flags, Indices]:
+def better_chunks(windows: Indices, losses: Indices, strings: TokenStrings) -> tuple[Flags, Indices]:
     """The windows [w] through which a path loses less than is known of each, and the chunks [c, 4] of the best paths
     through these, in no order.
 
@@ -48,11 +46,12 @@ def better_chunks(
     found = [np.zeros((0, 4), np.int64)]
     for places in _groups(windows):
         group = windows[places]
-        steps, least = _fill(_padded(student, group[:, :2]), _padded(teacher, group[:, 2:]), np.diff(group)[:, ::2])
+        student, teacher = (_runs(strings, side, group) for side in (0, 1))
+        steps, least = _fill(student, teacher, group[:, 1::2] - group[:, ::2])
         chosen = least < losses[places]
         if chosen.any():
             better[places] = chosen
-            found.append(_trace(steps[:, chosen], group[chosen]))
+            found.append(_trace(steps[:, :, chosen], group[chosen]))
     return better, np.concatenate(found)
 
 
@@ -60,7 +59,7 @@ def _groups(windows: Indices) -> Iterator[Indices]:
     """The places of windows of similar size, in groups whose tables fit into _CELLS."""
     largest = np.maximum(windows[:, 1] - windows[:, 0], windows[:, 3] - windows[:, 2])
     begin = 0
-    for size in (8, 16, 64, LONGEST_WINDOW):
+    for size in (16, 64, LONGEST_WINDOW):
         same = ((largest > begin) & (largest <= size)).nonzero()[0]
         count = _CELLS // size**2
         for first in range(0, len(same), count):
@@ -68,49 +67,53 @@ def _groups(windows: Indices) -> Iterator[Indices]:
         begin = size
 
 
-def _padded(strings: TokenStrings, spans: Indices) -> Numbers:
-    """[LONGEST_RUN, windows, most tokens of a window] runs of each length from each place on, nameless at the end."""
-    size = int((spans[:, 1] - spans[:, 0]).max())
-    places = spans[:, :1] + np.arange(size)
-    lengths: Indices = np.arange(1, LONGEST_RUN + 1)[:, None, None]
-    inside = places + lengths <= spans[:, 1:]
-    return np.where(inside, strings.runs(places, lengths), np.uint64(strings.nameless))
+def _runs(strings: TokenStrings, side: int, windows: Indices) -> Numbers:
+    """[LONGEST_RUN, most tokens of a window, windows] runs of each length from each place of a side on; nameless if it
+    would end outside."""
+    starts, ends = windows[:, 2 * side], windows[:, 2 * side + 1]
+    places = np.minimum(starts + np.arange(int((ends - starts).max()))[:, None], ends)
+    runs = strings.runs(places + strings.begins[side])
+    for length, of_length in enumerate(runs):
+        of_length[places + length >= ends] = NAMELESS[side]
+    return runs
 
 
 def _fill(student: Numbers, teacher: Numbers, ends: Indices) -> tuple[NDArray[np.int8], Indices]:
-    """[rows + 1, windows, columns + 1] the step that leads to each cell, and [windows] the least loss at each end.
+    """[rows + 1, columns + 1, windows] the step that leads to each cell, and [windows] the least loss at each end.
     Rows are student tokens. ends: [windows, 2] the tokens of each window."""
-    _, count, rows = student.shape
-    columns = teacher.shape[2]
+    _, rows, count = student.shape
+    columns = teacher.shape[1]
     costs = _costs(student, teacher)
-    gaps = np.arange(columns + 1, dtype=np.int16) * np.int16(_UNIT * LOSS_OF_GAP)
-    steps = np.full((rows + 1, count, columns + 1), _TEACHER_GAP, np.int8)
-    steps[0, :, 0] = _STOP
-    losses = np.empty((rows + 1, count, columns + 1), np.int16)
+    gaps = np.arange(columns + 1, dtype=np.int16)[:, None] * np.int16(_UNIT * LOSS_OF_GAP)
+    # The least that leads to a cell other than by leaving out its teacher token, with the step, and with that as well.
+    best = np.empty((rows + 1, columns + 1, count), np.int16)
+    losses = np.empty_like(best)
+    best[0] = _FAR
     losses[0] = gaps
     for row in range(1, rows + 1):
-        best = losses[row - 1] + np.int16(_UNIT * LOSS_OF_GAP + _STUDENT_GAP)
+        np.add(losses[row - 1], np.int16(_UNIT * LOSS_OF_GAP + _STUDENT_GAP), out=best[row])
         for down, right, cost in costs:
             if down <= row:
-                target = best[:, right:]
-                np.minimum(target, losses[row - down, :, :-right] + cost[row - down], out=target)
-        loss = best & np.int16(-_UNIT)
-        np.minimum.accumulate(loss - gaps, axis=1, out=losses[row])
+                target = best[row, right:]
+                np.minimum(target, losses[row - down, :-right] + cost[row - down], out=target)
+        loss = best[row] & np.int16(-_UNIT)
+        loss -= gaps
+        np.minimum.accumulate(loss, axis=0, out=losses[row])
         losses[row] += gaps
-        np.copyto(steps[row], best & np.int16(_UNIT - 1), where=losses[row] == loss, casting="unsafe")
-    return steps, losses[ends[:, 0], np.arange(count), ends[:, 1]].astype(np.int64) // _UNIT
+    steps = np.where(best & np.int16(-_UNIT) == losses, best & np.int16(_UNIT - 1), np.int16(_TEACHER_GAP))
+    steps[0, 0] = _STOP
+    return steps.astype(np.int8), losses[ends[:, 0], ends[:, 1], np.arange(count)].astype(np.int64) // _UNIT
 
 
 def _costs(student: Numbers, teacher: Numbers) -> list[tuple[int, int, NDArray[np.int16]]]:
     """Of each kind of step by which any window has equal strings: rows down, columns right, and what it costs from
-    each cell, [rows - down + 1, windows, columns - right + 1]; _FAR where it is none."""
-    rows, columns = student.shape[2], teacher.shape[2]
+    each cell, [rows - down + 1, columns - right + 1, windows]; _FAR where it is none."""
+    rows, columns = student.shape[1], teacher.shape[1]
     costs: list[tuple[int, int, NDArray[np.int16]]] = []
     for step, (down, right, loss) in enumerate(PAIRS):
         if down > rows or right > columns:
             continue
-        students = student[down - 1][:, : rows - down + 1].T[:, :, None]
-        equal = students == teacher[right - 1][None, :, : columns - right + 1]
+        equal = student[down - 1, : rows - down + 1, None] == teacher[right - 1, None, : columns - right + 1]
         if equal.any():
             costs.append((down, right, np.where(equal, np.int16(_UNIT * loss + step), _FAR)))
     return costs
@@ -118,10 +121,10 @@ def _costs(student: Numbers, teacher: Numbers) -> list[tuple[int, int, NDArray[n
 
 def _trace(steps: NDArray[np.int8], windows: Indices) -> Indices:
     """The chunks [c, 4] on the way back from the end of each window."""
-    _, count, columns = steps.shape
-    back: Indices = _STEPS[:, 0] * (count * columns) + _STEPS[:, 1]
+    _, columns, count = steps.shape
+    back: Indices = (_STEPS[:, 0] * columns + _STEPS[:, 1]) * count
     ends = windows[:, 1::2] - windows[:, ::2]
-    cell = cast("Indices", (ends[:, 0] * count + np.arange(count)) * columns + ends[:, 1])
+    cell = cast("Indices", (ends[:, 0] * columns + ends[:, 1]) * count + np.arange(count))
     cells: list[Indices] = []
     taken: list[NDArray[np.int8]] = []
     while True:
@@ -133,8 +136,8 @@ def _trace(steps: NDArray[np.int8], windows: Indices) -> Indices:
         cell = cell - back[step]
     step = np.concatenate([np.zeros(0, np.int8), *taken])
     pairs = (step < len(PAIRS)).nonzero()[0]
-    window_row, column = np.divmod(np.concatenate([np.zeros(0, np.int64), *cells])[pairs], columns)
-    row, window = np.divmod(window_row, count)
+    row_column, window = np.divmod(np.concatenate([np.zeros(0, np.int64), *cells])[pairs], count)
+    row, column = np.divmod(row_column, columns)
     down, right = _STEPS[step[pairs]].T
     student, teacher = windows[window, 0] + row, windows[window, 2] + column
     return np.stack([student - down, student, teacher - right, teacher], axis=1)

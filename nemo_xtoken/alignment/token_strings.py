@@ -19,92 +19,80 @@ Flags = NDArray[np.bool_]
 LONGEST_RUN = 4
 """Tokens of one side that may stand for one token of the other."""
 
-_MARGIN = LONGEST_RUN - 1
-"""Places in front of the first token that a run is looked for at."""
-
-_RUN_LENGTHS: Places = np.arange(2, LONGEST_RUN + 1)
-_OWN_LENGTHS: Places = np.repeat(np.arange(1, LONGEST_RUN + 1), np.arange(1, LONGEST_RUN + 1))
-_OWN_OFFSETS: Places = np.concatenate([np.arange(length) for length in range(1, LONGEST_RUN + 1)])
+_MARGIN = LONGEST_RUN
+"""Places in front of each side and after the last that hold numbers of their own, which nothing is equal to."""
 
 _PAD = role_code("pad")
-_RANDOM = np.random.default_rng(20260).integers(1, 1 << 63, 258, np.uint64)
-_BYTES, (_BASE, _ROLE) = _RANDOM[:256], _RANDOM[256:] * 2 + 1
+_RANDOM = np.random.default_rng(20260).integers(1, 1 << 63, 258 + 3 * _MARGIN, np.uint64)
+_BYTES, (_BASE, _ROLE), _BESIDE = _RANDOM[:256], _RANDOM[256:258] * 2 + 1, _RANDOM[258:].reshape(3, _MARGIN)
+NAMELESS = (1, 2)
+"""Numbers of a student's and a teacher's token that is equal to none on the other side."""
 
 
 @dataclass(frozen=True)
 class TokenStrings:
-    """Numbers of tokens and of runs of them: equal for equal strings, and for others but once in 2^60.
+    """Numbers of the tokens of both sides, the student's first: equal for equal strings, else but once in 2^60.
 
-    numbers   [n] uint64, of each token
-    factors   [n] uint64, what the number of the tokens before it is multiplied by in a run
-    nameless  the number of what is equal to nothing on the other side
+    numbers   [p] uint64, of each token
+    factors   [p] uint64, what the number of the tokens before it is multiplied by in a run
+    begins    [2] where the student's and where the teacher's first token is
     """
 
     numbers: Numbers
     factors: Numbers
-    nameless: int
+    begins: Places
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def runs(self, places: Places, lengths: int | Places) -> Numbers:
-        """The numbers of the runs of so many tokens, at most LONGEST_RUN, from each place on; `nameless` where there
-        are fewer, or none at a place."""
-        if isinstance(lengths, int):
-            return self._table[lengths - 1].take(places + _MARGIN, mode="clip")
-        return self._table.ravel().take(self.rows(lengths) + np.clip(places, -_MARGIN, len(self)))
+    def whole(self, places: Places, lengths: Places) -> Numbers:
+        """The number of the run of so many tokens, 1 to LONGEST_RUN, from each place on."""
+        number = self.numbers.take(places)
+        for place in range(1, LONGEST_RUN):
+            longer = number * self.factors.take(places + place) + self.numbers.take(places + place)
+            number = np.where(lengths > place, longer, number)
+        return number
 
-    @cached_property
-    def _table(self) -> Numbers:
-        """[LONGEST_RUN, _MARGIN + n + 1] the run of each length from each place on, nameless on either side."""
-        table = np.full((LONGEST_RUN, _MARGIN + len(self) + 1), self.nameless, np.uint64)
-        table[0, _MARGIN:-1] = self.numbers
-        for length in range(1, LONGEST_RUN):
-            shorter, longer = table[length - 1, _MARGIN : -1 - length], table[length, _MARGIN : -1 - length]
-            np.multiply(shorter, self.factors[length:], out=longer)
-            longer += self.numbers[length:]
-        return table
+    def runs(self, places: Places) -> Numbers:
+        """[LONGEST_RUN, ...] the numbers of the runs of each length from each place on."""
+        runs = np.empty((LONGEST_RUN, *places.shape), np.uint64)
+        runs[0] = self.numbers.take(places)
+        for place in range(1, LONGEST_RUN):
+            np.multiply(runs[place - 1], self.factors.take(places + place), out=runs[place])
+            runs[place] += self.numbers.take(places + place)
+        return runs
 
     @cached_property
     def remainders(self) -> NDArray[np.uint16]:
-        """[LONGEST_RUN * (_MARGIN + n + 1)] `_table` modulo 2^16, flat: what differs in these is not equal."""
-        return self._table.astype(np.uint16).ravel()
-
-    def rows(self, lengths: Places) -> Places:
-        """Where the runs of these lengths begin in a flat table: from there on one for each place."""
-        return (lengths - 1) * (len(self) + _MARGIN + 1) + _MARGIN
-
-
-def token_strings(encoding: Encoding, tokenizer: Tokenizer, nameless: int) -> TokenStrings:
-    """The strings of an encoding's tokens: their bytes in the vocabulary, or their role.
-
-    nameless is the number of tokens that are equal to none: padding, and ids without bytes, such as unknown ones.
-    """
-    numbers, factors = _vocabulary(tokenizer, nameless)
-    own, factor = numbers.take(encoding.ids), factors.take(encoding.ids)
-    if encoding.roles is not None:
-        special = encoding.roles.nonzero()[0]
-        roles = encoding.roles[special]
-        own[special] = np.where(roles == _PAD, nameless, roles * _ROLE)
-        factor[special] = _ROLE
-    return TokenStrings(own, factor, nameless)
+        """[LONGEST_RUN, p] the numbers of the runs of each length from each place on modulo 2^16, the last ones
+        without those that would end outside: what differs in these is not equal."""
+        runs = np.zeros((LONGEST_RUN, len(self)), np.uint16)
+        runs[0] = self.numbers
+        factors = self.factors.astype(np.uint16)
+        for place in range(1, LONGEST_RUN):
+            longer = runs[place, :-place]
+            np.multiply(runs[place - 1, :-place], factors[place:], out=longer)
+            longer += runs[0, place:]
+        return runs
 
 
-def may_have_equal(tokens: Places, own: TokenStrings, around: Places, other: TokenStrings) -> Flags:
-    """[k] False for tokens without an equal among those around: a token, or one that is equal to a run that theirs is
-    part of. True may be wrong, once in 2^16.
-
-    tokens [k] places on their own side; around [m, k] places on the other, -1 for none
-    """
-    neighbours = other.remainders.take(around + _MARGIN)
-    runs = own.remainders.take((own.rows(_OWN_LENGTHS) - _OWN_OFFSETS)[:, None] + tokens)
-    return (runs[:, None] == neighbours).any(axis=(0, 1))
-
-
-def may_equal_run(tokens: Places, own: TokenStrings, around: Places, other: TokenStrings) -> Flags:
-    """[k] False for tokens that are equal to no run of several tokens that begins around; see `may_have_equal`."""
-    runs = other.remainders.take(other.rows(_RUN_LENGTHS)[:, None, None] + around)
-    return (runs == own.remainders.take(tokens + _MARGIN)).any(axis=(0, 1))
+def token_strings(encodings: tuple[Encoding, Encoding], tokenizers: tuple[Tokenizer, Tokenizer]) -> TokenStrings:
+    """The strings of a student's and a teacher's tokens: their bytes in the vocabulary, or their role."""
+    begins = (_MARGIN, 2 * _MARGIN + len(encodings[0]))
+    numbers = np.empty(3 * _MARGIN + sum(map(len, encodings)), np.uint64)
+    factors = np.full(len(numbers), _ROLE)
+    for place, beside in zip((0, begins[1] - _MARGIN, len(numbers) - _MARGIN), _BESIDE, strict=True):
+        numbers[place : place + _MARGIN] = beside
+    for begin, encoding, tokenizer, nameless in zip(begins, encodings, tokenizers, NAMELESS, strict=True):
+        own = slice(begin, begin + len(encoding))
+        for values, of_ids in zip((numbers, factors), _vocabulary(tokenizer, nameless), strict=True):
+            values[own] = of_ids.take(encoding.ids)
+        if encoding.roles is not None:
+            special = encoding.roles.nonzero()[0]
+            roles = encoding.roles[special]
+            numbers[begin + special] = np.where(roles == _PAD, nameless, roles * _ROLE)
+            factors[begin + special] = _ROLE
+    return TokenStrings(numbers, factors, np.array(begins))
 
 
 @functools.lru_cache(maxsize=4)

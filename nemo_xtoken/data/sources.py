@@ -107,6 +107,8 @@ def _file(path: Path) -> list[Path]:
         raise DataError(f"expected a source at {path}, found nothing there; a source is {EXPECTED}")
     if prefix != path:
         raise DataError(f"{path} lacks the other of its two files {prefix.name}.bin and {prefix.name}.idx")
+    if not path.is_file():
+        raise DataError(f"{path} is no regular file, and a source is read more than once; write it to a file first")
     if format_of(path) is None:
         raise DataError(f"{path} is none of {EXPECTED}; convert or rename it")
     return [path]

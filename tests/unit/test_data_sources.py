@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -320,22 +322,58 @@ def test_nothing_but_bad_documents_is_an_error_even_with_skip(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
 
-def test_a_file_that_cannot_be_read_is_left_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_read_is_left_out_and_counted(tmp_path: Path) -> None:
+    """Its permissions are real; root, whom they do not bind, becomes somebody else in a process of its own."""
     good, locked = write_jsonl(tmp_path / "good.jsonl", TEXTS), write_jsonl(tmp_path / "locked.jsonl", TEXTS)
-    opened = Path.open
-
-    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
-        if path == locked:
-            raise PermissionError(13, "Permission denied", str(path))
-        return opened(path, *arguments, **options)
-
-    monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(DataError, match=r"cannot read .*locked\.jsonl: Permission denied"):
-        prepare([good, locked], tmp_path / "out", FakeTokenizer(), None)
-    manifest = prepare([good, locked], tmp_path / "out", FakeTokenizer(), None, on_error="skip")
+    locked.chmod(0)
+    in_a_process_without_rights(tmp_path, prepare_beside_a_locked_file, good, locked)
+    manifest = Manifest.load(tmp_path / "own" / "out")
     assert (manifest.documents, manifest.skipped_documents) == (len(TEXTS) - 1, 1)
     assert "Permission denied" in manifest.skipped_examples[0]
     assert [Path(source.path) for source in manifest.sources] == [good]
+
+
+def prepare_beside_a_locked_file(folder: Path, good: Path, locked: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read .*locked\.jsonl: Permission denied"):
+        prepare([good, locked], folder / "out", FakeTokenizer(), None)
+    assert not (folder / "out").exists()
+    prepare([good, locked], folder / "out", FakeTokenizer(), None, on_error="skip")
+
+
+def in_a_process_without_rights(tmp_path: Path, function: Any, *arguments: Path) -> None:
+    """Call function(folder, *arguments) in a forked process that is not root; folder is a new one of its own."""
+    nobody = 65534
+    folder = tmp_path / "own"
+    folder.mkdir()
+    if os.getuid() == 0:
+        os.chown(folder, nobody, nobody)
+        for parent in (tmp_path, *tmp_path.parents[:2]):  # pytest's own folders are closed to others
+            parent.chmod(0o755)
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.getuid() == 0:
+                os.setgroups([])
+                os.setgid(nobody)
+                os.setuid(nobody)
+            function(folder, *arguments)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_file_that_is_gone_or_a_pipe_before_it_is_read_is_left_out_and_counted(tmp_path: Path) -> None:
+    good, gone = write_jsonl(tmp_path / "good.jsonl", TEXTS), write_jsonl(tmp_path / "gone.jsonl", TEXTS)
+    part = next(iter(slices_of(gone, 1 << 20)))
+    gone.unlink()
+    [bad] = read_slice(part, Fields("text", None, FakeTokenizer()))
+    assert isinstance(bad, BadDocument)
+    assert bad.reason == f"cannot read {gone}: No such file or directory"
+    os.mkfifo(gone)
+    with pytest.raises(DataError, match=r"gone\.jsonl is no regular file"):
+        prepare([good, gone], tmp_path / "out", FakeTokenizer(), None)
 
 
 def test_a_text_that_a_tokenizer_refuses_is_skipped_alone(tmp_path: Path) -> None:
