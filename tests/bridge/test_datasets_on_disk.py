@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import datasets
+import datasets  # pyright: ignore[reportMissingImports]
 import pytest
 
 from nemo_xtoken.data import Manifest, PreparedData, prepare
