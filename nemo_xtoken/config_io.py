@@ -22,6 +22,10 @@ from nemo_xtoken.errors import ConfigError
 
 T = TypeVar("T")
 
+_EXPERTS = "models with experts, and expert parallelism, are not in this version: their layers here are dense"
+_REFUSED = {"expert_model_parallel_size": _EXPERTS, "num_moe_experts": _EXPERTS}
+"""Megatron's keys that one would look for, and why they are not there."""
+
 _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 
 
@@ -196,7 +200,10 @@ def _show(value: object) -> str:
 
 
 def _nearest_key(cls: type, key: str, where: str) -> str:
-    """Names the valid key below `cls` that looks most like `key`, or all keys of `cls` where none does."""
+    """Why there is no such key, where that has a reason; the valid key below `cls` that looks most like it; or all keys
+    of `cls`, where none does."""
+    if key in _REFUSED:
+        return _REFUSED[key]
 
     def likeness(path: str) -> float:
         return difflib.SequenceMatcher(None, key, path.rpartition(".")[2]).ratio()

@@ -60,6 +60,7 @@ def _table(made: Plan) -> Table:
         cells = [getattr(estimate, name) for estimate in possible]
         told = ["none" if not n else f"{n:,}: tp{tp} pp{pp} dp{dp}" for n, tp, pp, dp in cells]
         table.add_row(f"{name}'s GPUs", *told)
+    table.add_row("offload", *(estimate.offload or "nothing" for estimate in possible))
     for name in ("student_seconds", "teacher_seconds", "step_seconds"):
         table.add_row(name.replace("_", " "), *(f"{getattr(e, name):.3g}" for e in possible))
     for name in ("wire_bytes", "disk_bytes"):

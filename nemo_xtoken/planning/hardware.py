@@ -13,6 +13,7 @@ class Hardware:
     flops        dense bf16 products, by the vendor
     training, forward  the share of it that a training, a forward pass alone reaches
     links        within a node, per GPU and direction: what tensor parallelism sends over
+    host         between a GPU and the memory of its host, per direction
     network      between nodes, per GPU and direction
     disk         from a shared file system, per GPU
     node_gpus    of one node: tensor parallelism does not leave it
@@ -24,6 +25,7 @@ class Hardware:
     training: float = 0.4
     forward: float = 0.5
     links: float = 450e9
+    host: float = 50e9
     network: float = 50e9
     disk: float = 0.25e9
     node_gpus: int = 8

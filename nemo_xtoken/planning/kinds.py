@@ -1,23 +1,36 @@
-"""The three kinds of teacher on N GPUs: who sits where, what fits, how long a step takes, which bytes move.
+"""The kinds of teacher on N GPUs: who sits where, what fits, how long a step takes, which bytes move.
 
 student   (3·forward + 3·head)·tokens of the step / (GPUs · flops · training), x (1 + (pp - 1) / micro batches)
 teacher   (forward)·teacher tokens / (GPUs · flops · forward), and its head's product on the student's GPUs
 either    and what tensor parallelism sends over the links of a node; gradients are taken to travel meanwhile
-colocated both one after the other; remote: the slower of the two; cached: the student or the disk
+colocated both one after the other; in a layout of its own, with the teacher's bubble, its hidden states over the
+          network and what is offloaded to and from the host
+remote    the slower of the two; cached: the student or the disk
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from nemo_xtoken.config import RunConfig
 from nemo_xtoken.planning.hardware import Hardware
-from nemo_xtoken.planning.memory import Memory, added, number_bytes, student_memory, teacher_memory
+from nemo_xtoken.planning.memory import (
+    Memory,
+    OwnLayout,
+    added,
+    number_bytes,
+    own_layout_memory,
+    student_memory,
+    teacher_memory,
+)
 from nemo_xtoken.planning.shapes import Shape
 from nemo_xtoken.teachers.cache.rows import Storage, bytes_per_token
 
 SIZES = (1, 2, 4, 8)
+OWN_LAYOUT = "colocated, own layout"
+Offload = Literal["hidden", "parameters", "both"] | None
 MOST_STAGES = 16
 
 
@@ -26,6 +39,7 @@ class Estimate:
     """One kind of teacher.
 
     student, teacher   (GPUs, tp, pp, dp); of a colocated teacher the GPUs are the student's
+    offload            what of the teacher is in host memory; empty for nothing
     wire_bytes         hidden states that one step sends between GPUs
     disk_bytes         that one step reads
     why_not            why it can't be done; the numbers are then without meaning
@@ -34,6 +48,7 @@ class Estimate:
     kind: str
     student: tuple[int, int, int, int] = (0, 0, 0, 0)
     teacher: tuple[int, int, int, int] = (0, 0, 0, 0)
+    offload: str = ""
     memory: Memory = field(default_factory=Memory)
     student_seconds: float = 0
     teacher_seconds: float = 0
@@ -142,6 +157,82 @@ def colocated(setting: Setting) -> Estimate:
             )
         )
     return _best(found, "colocated", "student and teacher together do not fit into a GPU's memory in any layout")
+
+
+def own_layout(setting: Setting) -> Estimate:
+    """The teachers on the student's ranks, in a layout of their own and before the student, with the least offloading.
+
+    A layout and an `offload` that the run's colocated teachers have are kept; teachers without take the same ones.
+    """
+    config, found = setting.config, list[Estimate]()
+    cp = config.parallel.context_parallel_size
+    for shape, dp in setting.student_layouts(setting.gpus):
+        alone = student_memory(config, shape, list(setting.teachers), dp)
+        if alone.total > setting.room:
+            continue
+        gpus = shape.tp * shape.pp * cp * dp
+        for own in _own_layouts(setting, gpus):
+            memory = own_layout_memory(config, alone, shape, dp, own)
+            if memory.total <= setting.room:
+                found.append(_own_layout(setting, shape, dp, own, memory))
+    return _best(found, OWN_LAYOUT, "student and teacher take turns in no layout, not even with offload: both")
+
+
+def _own_layout(setting: Setting, shape: Shape, dp: int, own: OwnLayout, memory: Memory) -> Estimate:
+    config, hardware = setting.config, setting.hardware
+    gpus = shape.tp * shape.pp * config.parallel.context_parallel_size * dp
+    tp, pp = own.teachers[0].tp, own.teachers[0].pp
+    bubble = 1 + (pp - 1) / max(config.train.global_batch_size // (config.train.micro_batch_size * own.dp), 1)
+    width = sum(teacher.model.hidden_size for teacher in own.teachers)
+    wire = setting.teacher_tokens * width * number_bytes(config) * shape.tp
+    seconds = setting.teacher_seconds(tp, pp, own.dp * own.cp) * bubble + wire / (gpus * hardware.network)
+    if own.offloads_hidden:
+        # To the host on the teacher's side, and back and forth on the student's, where each rank has a part.
+        seconds += 4 * setting.teacher_tokens * width * number_bytes(config) / (own.dp * own.cp) / hardware.host
+    if own.offloads_parameters:
+        sizes = (teacher.largest_stage * number_bytes(config) for teacher in own.teachers)
+        seconds += sum(sizes) / hardware.host
+    student_seconds = setting.student_seconds(shape, dp)
+    return Estimate(
+        kind=OWN_LAYOUT,
+        student=(gpus, shape.tp, shape.pp, dp),
+        teacher=(gpus, tp, pp, own.dp),
+        offload=own.offload or "",
+        memory=memory,
+        student_seconds=student_seconds,
+        teacher_seconds=seconds,
+        step_seconds=student_seconds + seconds,
+        wire_bytes=wire,
+    )
+
+
+def _own_layouts(setting: Setting, gpus: int) -> Iterator[OwnLayout]:
+    """Cuts of all teachers that take this many GPUs, without and with offloading."""
+    config = setting.config
+    fixed = next((t for t in config.teachers if t.kind == "colocated" and t.parallel is not None), None)
+    largest = max(setting.teachers, key=lambda teacher: teacher.parameters)
+    cuts = ((cut.tp, cut.pp, 1) for cut in _cuts(largest, setting.hardware.node_gpus))
+    offloads: tuple[Offload, ...] = (None, "hidden", "parameters", "both")
+    if fixed is not None and fixed.parallel is not None:
+        own = fixed.parallel
+        cuts = iter(
+            [(own.tensor_model_parallel_size, own.pipeline_model_parallel_size, own.context_parallel_size)]
+        )  # fmt: skip
+        offloads = (fixed.offload,)
+    for tp, pp, cp in cuts:
+        dp = gpus // (tp * pp * cp)
+        per_pass = config.train.micro_batch_size * dp
+        if dp == 0 or dp * tp * pp * cp != gpus or config.train.global_batch_size % per_pass:
+            continue
+        shapes = tuple(Shape(teacher.model, teacher.vocab_size, tp, pp) for teacher in setting.teachers)
+        if all(_can_be_cut(shape) for shape in shapes):
+            yield from (OwnLayout(teachers=shapes, dp=dp, cp=cp, offload=offload) for offload in offloads)
+
+
+def _can_be_cut(shape: Shape) -> bool:
+    model = shape.model
+    groups = model.num_query_groups or model.num_attention_heads
+    return not (groups % shape.tp or model.num_attention_heads % shape.tp or model.num_layers % shape.pp)
 
 
 def remote(setting: Setting) -> Estimate:

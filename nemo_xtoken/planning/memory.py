@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 from nemo_xtoken.config import RunConfig
 from nemo_xtoken.parallel.memory import BLOCK_SHARE, MIB, TEACHER_ROWS_PER_STUDENT_ROW
@@ -24,6 +25,7 @@ class Memory:
     teacher_weights: float = 0
     teacher_heads: float = 0
     teacher_activations: float = 0
+    teacher_hidden: float = 0
 
     @property
     def total(self) -> float:
@@ -89,6 +91,64 @@ def teacher_memory(config: RunConfig, teacher: Shape) -> Memory:
     tokens = config.train.micro_batch_size * config.data.teacher_sequence_length
     one_layer = teacher.activations(tokens, size) * teacher.pp / teacher.model.num_layers
     return Memory(teacher_weights=teacher.largest_stage * size, teacher_activations=one_layer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnLayout:
+    """Teachers on the student's ranks in a layout of their own.
+
+    teachers         cut by it
+    dp, cp           of it
+    offload          as in the config of a teacher
+    """
+
+    teachers: tuple[Shape, ...]
+    dp: int
+    cp: int = 1
+    offload: Literal["hidden", "parameters", "both"] | None = None
+
+    @property
+    def offloads_hidden(self) -> bool:
+        """Whether hidden states wait in host memory."""
+        return self.offload in ("hidden", "both")
+
+    @property
+    def offloads_parameters(self) -> bool:
+        """Whether the models are in host memory while the student works."""
+        return self.offload in ("parameters", "both")
+
+
+def own_layout_memory(config: RunConfig, student: Memory, shape: Shape, dp: int, own: OwnLayout) -> Memory:
+    """Student and teachers that take turns on a rank: of the two turns, that which needs more.
+
+    teacher's turn  the student's weights, gradients, optimizer and part of the teachers' heads, each teacher's weights
+                    (one teacher's where they are offloaded), one layer's activations of a micro batch, and hidden
+                    states: the rows that a rank has of a step, tokens / (dp·cp) of the teachers' layout or its part of
+                    those it compares with, tokens / (dp·cp·tp) of the student's, whichever is more
+    student's turn  all of the student's, its part of the hidden states, and the teachers' weights, if they stay
+    Offloaded hidden states count as those of one micro batch.
+    """
+    size, data, cp = number_bytes(config), config.data, config.parallel.context_parallel_size
+    tokens = config.train.global_batch_size * data.teacher_sequence_length
+    width = sum(teacher.model.hidden_size for teacher in own.teachers) * size
+    waiting, computed = tokens / (dp * cp * shape.tp) * width, tokens / (own.dp * own.cp) * width
+    if own.offloads_hidden:
+        one = config.train.micro_batch_size * data.teacher_sequence_length * width
+        waiting, computed = min(waiting, one / (cp * shape.tp)), min(computed, one / own.cp)
+    models = [teacher_memory(config, teacher) for teacher in own.teachers]
+    weights = [model.teacher_weights for model in models]
+    of_teacher = replace(
+        student,
+        activations=0,
+        loss_blocks=0,
+        hidden_states=0,
+        teacher_weights=max(weights) if own.offloads_parameters else sum(weights),
+        teacher_activations=max(model.teacher_activations for model in models) / own.cp,
+        teacher_hidden=max(waiting, computed),
+    )
+    stays = 0 if own.offloads_parameters else sum(weights)
+    of_student = replace(student, teacher_weights=stays, teacher_hidden=waiting)
+    return max(of_student, of_teacher, key=lambda memory: memory.total)
 
 
 def added(a: Memory, b: Memory) -> Memory:

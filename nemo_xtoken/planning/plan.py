@@ -11,7 +11,7 @@ from nemo_xtoken.data.prepared import PreparedData
 from nemo_xtoken.data.run_data import prepared_teachers
 from nemo_xtoken.errors import ConfigError, DataError
 from nemo_xtoken.planning.hardware import Hardware
-from nemo_xtoken.planning.kinds import Estimate, Setting, cached, colocated, remote
+from nemo_xtoken.planning.kinds import Estimate, Setting, cached, colocated, own_layout, remote
 from nemo_xtoken.planning.shapes import Shape
 from nemo_xtoken.teachers.cache.rows import Storage, bytes_per_token
 
@@ -54,7 +54,8 @@ def make_plan(config: RunConfig, gpus: int, hardware: Hardware, storage: Storage
     manifest = _manifest(config)
     student, teachers = shapes(config, manifest)
     setting = Setting(config, hardware, gpus, student, teachers)
-    estimates = (colocated(setting), remote(setting), cached(setting, storage)) if teachers else (colocated(setting),)
+    kinds = (own_layout(setting), remote(setting), cached(setting, storage)) if teachers else ()
+    estimates = (colocated(setting), *kinds)
     per_token = sum(bytes_per_token(storage, teacher.model.hidden_size) for teacher in teachers)
     epochs = _epochs(config, manifest, setting.tokens)
     tokens = setting.teacher_tokens * config.train.steps / max(epochs or 1.0, 1.0)

@@ -13,12 +13,15 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from nemo_xtoken import tokenizers
 from nemo_xtoken.config import ParallelConfig, RunConfig
 from nemo_xtoken.integrations.megatron import CacheJob, fill_caches, launch, train_loop
 from nemo_xtoken.integrations.megatron import layout as layouts
 from nemo_xtoken.integrations.megatron.own_layout_teacher import OwnLayoutSource
 from nemo_xtoken.integrations.megatron.second_layout import SecondLayout
 from nemo_xtoken.integrations.megatron.setup import set_up
+from nemo_xtoken.planning.memory import Memory, OwnLayout, own_layout_memory
+from nemo_xtoken.planning.shapes import Shape
 from nemo_xtoken.teachers.cache import CacheReader, Storage, cache_directory
 from tests.distributed import toy
 from tests.distributed.ranks import run_ranks
@@ -187,6 +190,38 @@ def test_what_is_offloaded_waits_in_host_memory_and_changes_nothing(folder: Path
         [{"loss": loss} for loss in last[3].losses],
         [{"loss": line["loss"]} for line in toy.metrics(run(folder, "alone", layout(), None))],
     )
+
+
+def taken(config: RunConfig) -> tuple[int, int, int]:
+    """Bytes of the teacher's parameters on this rank, of its hidden states that wait after a step has begun, and of
+    those and all that it computed in it."""
+    training = set_up(config, layouts.start(config.parallel, "cpu", config.train.seed))
+    (source,) = training.objective.sources
+    assert isinstance(source, OwnLayoutSource)
+    training.objective.prepare(next(training.batches()))
+    return sum(p.nbytes for p in source.model.parameters()), source.waiting_bytes, source.store.bytes_to_host
+
+
+@pytest.mark.parametrize(("student", "teacher"), [(layout(tp=2), layout(pp=2)), (layout(pp=2), layout(tp=2))])
+def test_a_plan_knows_what_waits(folder: Path, student: ParallelConfig, teacher: ParallelConfig) -> None:
+    config = run(folder, "planned", student, teacher, offload="hidden")
+    Path(config.run_dir).mkdir(exist_ok=True)
+    weights, waiting, put = run_ranks(2, taken, config)[-1]
+    cut = Shape(
+        TEACHER,
+        tokenizers.load("bytes").vocab_size,
+        teacher.tensor_model_parallel_size,
+        teacher.pipeline_model_parallel_size,
+    )
+    shape = Shape(toy.STUDENT, 323, student.tensor_model_parallel_size, student.pipeline_model_parallel_size)
+    own = OwnLayout(teachers=(cut,), dp=1)
+    of_student = own_layout_memory(config, Memory(loss_blocks=1e9), shape, 1, own)
+    of_teacher = own_layout_memory(config, Memory(), shape, 1, own)
+    assert (of_student.teacher_weights, of_student.teacher_hidden) == (weights, waiting)
+    assert of_teacher.teacher_hidden == put - waiting
+    assert waiting == TRAIN.global_batch_size * 48 * 16 * 4 // student.tensor_model_parallel_size
+    offloaded = own_layout_memory(config, Memory(loss_blocks=1e9), shape, 1, replace(own, offload="both"))
+    assert (offloaded.teacher_weights, offloaded.teacher_hidden) == (0, waiting / 4)
 
 
 @pytest.mark.slow

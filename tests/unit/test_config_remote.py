@@ -78,6 +78,14 @@ def test_what_a_remote_teacher_can_not_be_is_refused() -> None:
         TeacherConfig(model=teacher.model, checkpoint="x", kind="cached", parallel=TP4)
 
 
+def test_expert_parallelism_is_refused_with_the_reason() -> None:
+    for key in ("teachers.0.parallel.expert_model_parallel_size=2", "teachers.0.model.num_moe_experts=8"):
+        with pytest.raises(
+            ConfigError, match=r"unknown key teachers.0.*; models with experts, .* layers here are dense"
+        ):
+            load_run(QUICKSTART, [key])
+
+
 def test_a_colocated_teacher_has_as_many_ranks_as_the_student() -> None:
     assert run(kind="colocated", parallel=TP4, offload="both").world_size == 8
     assert "parallel needs 4 ranks, but a colocated teacher has the student's 8; change its data_par" in refused(

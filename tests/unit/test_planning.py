@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from nemo_xtoken.cli.app import run
-from nemo_xtoken.config import RunConfig
+from nemo_xtoken.config import ParallelConfig, RunConfig
 from nemo_xtoken.config_io import load_run
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.planning import HARDWARE, Plan, make_plan
-from nemo_xtoken.planning.kinds import Estimate
+from nemo_xtoken.planning.kinds import OWN_LAYOUT, Estimate
 from nemo_xtoken.planning.shapes import Shape
 from nemo_xtoken.teachers.cache import Storage
 
@@ -86,9 +87,38 @@ def test_a_teacher_that_fits_nowhere_is_not_planned_with() -> None:
     few, kinds = plan(LARGE, 4)
     assert "do not fit" in kinds["colocated"].why_not
     assert "fits into no number" in kinds["remote"].why_not
-    assert few.best == "cached"
+    own = kinds[OWN_LAYOUT]
+    assert (few.best, own.offload) == (OWN_LAYOUT, "both")
+    assert own.teacher[1] * own.teacher[2] == 4
+    # The fuller turn is the teacher's: its 36 GB leave no room for what the student's own has besides.
+    assert own.memory.teacher_weights > 36e9
+    assert (own.memory.activations, own.memory.loss_blocks) == (0, 0)
+    assert own.memory.total < 72e9
     with pytest.raises(ConfigError, match="nothing fits: colocated: student and teacher together"):
         plan(LARGE, 1)
+
+
+def test_a_layout_of_its_own_that_the_run_has_is_planned_for() -> None:
+    config = load_run(LARGE)
+    own = ParallelConfig(tensor_model_parallel_size=4, pipeline_model_parallel_size=2)
+    config = replace(config, parallel=replace(config.parallel, tensor_model_parallel_size=8, data_parallel_size=1))
+    (teacher,) = config.teachers
+
+    def planned(offload: Literal["hidden", "parameters", "both"] | None) -> Estimate:
+        changed = replace(teacher, kind="colocated", parallel=own, offload=offload)
+        made = make_plan(replace(config, teachers=(changed,)), 64, HARDWARE["h100"])
+        return next(estimate for estimate in made.estimates if estimate.kind == OWN_LAYOUT)
+
+    plain, hidden, both = planned(None), planned("hidden"), planned("both")
+    assert plain.teacher == hidden.teacher == both.teacher == (64, 4, 2, 8)
+    assert (plain.offload, hidden.offload, both.offload) == ("", "hidden", "both")
+    last_stage = Shape(teacher.model, teacher.model.vocab_size or 0, 4, 2).largest_stage
+    assert plain.memory.teacher_weights == 2 * last_stage
+    tokens, (gpus, tp, _, dp) = config.train.global_batch_size * 4096, plain.student
+    assert gpus == 64
+    assert plain.memory.teacher_hidden == tokens // (dp * tp) * 8192 * 2
+    assert hidden.memory.teacher_hidden < plain.memory.teacher_hidden / 4
+    assert plain.teacher_seconds < hidden.teacher_seconds < both.teacher_seconds
 
 
 def test_without_a_distributed_optimizer_every_gpu_has_all_of_it() -> None:

@@ -60,6 +60,11 @@ class OwnLayoutSource:
         self._parts: list[Tensor] = []
         self._next = 0
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Of the step's hidden states that wait on this rank."""
+        return sum(part.nbytes for part in self._parts)
+
     def head(self, pair: parallel.ShardedPair) -> TeacherHead:
         """The rows `pair.teacher_rows`, sent round the student's tp group; the rest of the shard is dropped."""
         assert self._head is not None
