@@ -25,9 +25,17 @@ class Vocabulary:
         self.special_roles = special_roles
         self.lengths: NDArray[np.int64] = np.fromiter(map(len, pieces), np.int64, len(pieces))
         self.fingerprint = self._digest(rules)
+        self._words: dict[int, NDArray[np.uint64]] = {}
 
     def __len__(self) -> int:
         return len(self.pieces)
+
+    def words(self, place: int) -> NDArray[np.uint64]:
+        """[vocab_size] eight bytes of every id from a place in it on, zeros after its end."""
+        if place not in self._words:
+            parts = b"".join(piece[place : place + 8].ljust(8, b"\0") for piece in self.pieces)
+            self._words[place] = np.frombuffer(parts, np.uint64)
+        return self._words[place]
 
     def token_bytes(self, token_id: int) -> bytes:
         """Bytes of an id; empty for special, unused and padded ids."""
