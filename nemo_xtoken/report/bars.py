@@ -29,20 +29,24 @@ def bar_chart(
     title: str,
     caption: str,
     sides: Sequence[tuple[str, str]],
-    rows: Sequence[tuple[str, Sequence[float]]],
+    rows: Sequence[tuple[str, Sequence[float | None]]],
     write: Callable[[float], str],
 ) -> BarChart:
-    """Lay rows of values out, a value for each (name, style) of the sides; the largest of all has the whole width."""
-    most = max((value for _, values in rows for value in values), default=0.0) or 1.0
+    """Lay rows of values out, a value for each (name, style) of the sides; the largest of all has the whole width.
+
+    A value that is not there has no bar.
+    """
+    most = max((value for _, values in rows for value in values if value is not None), default=0.0) or 1.0
+
+    def bar(style: str, value: float | None) -> Bar:
+        return Bar(style, "–", 0.0) if value is None else Bar(style, write(value), value / most)
+
     return BarChart(
         title,
         caption,
         tuple(sides),
         tuple(
-            (
-                label,
-                tuple(Bar(style, write(value), value / most) for (_, style), value in zip(sides, values, strict=True)),
-            )
+            (label, tuple(bar(style, value) for (_, style), value in zip(sides, values, strict=True)))
             for label, values in rows
         ),
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 460, 248
-LEFT, RIGHT, TOP, BOTTOM = 58, 10, 10, 50
+LEFT, RIGHT, TOP, BOTTOM = 66, 24, 10, 50
 
 Points = Sequence[tuple[float, float]]
 
@@ -91,10 +91,11 @@ class Axis:
 
     @classmethod
     def around(cls, values: Sequence[float], start: float, end: float) -> Axis:
-        """An axis just long enough for the values; a lone value sits in its middle."""
+        """An axis just long enough for the values; a lone value sits in its middle, far from either end."""
         low, high = min(values), max(values)
         if low == high:
-            low, high = low - 0.5, high + 0.5
+            reach = abs(low) / 2 or 0.5
+            low, high = low - reach, high + reach
         return cls(low, high, start, end)
 
     def place(self, value: float) -> float:
@@ -106,7 +107,15 @@ class Axis:
         step = round_step((self.high - self.low) / count)
         first = math.ceil(self.low / step)
         last = math.floor(self.high / step)
-        return tuple(Tick(self.place(k * step), f"{k * step:,.6g}") for k in range(first, last + 1))
+        return tuple(Tick(self.place(k * step), short(k * step)) for k in range(first, last + 1))
+
+
+def short(value: float) -> str:
+    """A round value as an axis has room for it: 250k, 1.2M."""
+    for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= max(scale, 1e4):
+            return f"{value / scale:.6g}{unit}"
+    return f"{value:,.6g}"
 
 
 def round_step(step: float) -> float:

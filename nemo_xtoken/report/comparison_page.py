@@ -9,6 +9,7 @@ from typing import Any
 
 from nemo_xtoken.config_io import flattened, load_run
 from nemo_xtoken.errors import XTokenError
+from nemo_xtoken.report.class_losses import class_bars
 from nemo_xtoken.report.curves import charts, style_of
 from nemo_xtoken.report.held_out import MEASURES, Measure
 from nemo_xtoken.report.html import template, write_page
@@ -35,6 +36,7 @@ def write_comparison(runs: Sequence[RunRecord], path: Path) -> Path:
     page = template("comparison.html.j2").render(
         runs=[(name, run, style_of(number)) for number, (name, run) in enumerate(zip(names(runs), runs, strict=True))],
         held_out=held_out_rows(runs),
+        bar_charts=class_bars(runs),
         charts=charts(runs),
         config_rows=rows,
         problem=problem,

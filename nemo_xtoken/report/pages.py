@@ -10,6 +10,7 @@ from typing import Literal
 from nemo_xtoken.data.layout import MANIFEST
 from nemo_xtoken.errors import DataError, require
 from nemo_xtoken.report.audit_picture import write_picture
+from nemo_xtoken.report.class_losses import class_bars
 from nemo_xtoken.report.comparison_page import write_comparison
 from nemo_xtoken.report.curves import charts
 from nemo_xtoken.report.data_page import view_data, write_data
@@ -102,7 +103,7 @@ def _write_run(subjects: Sequence[Path], options: PageOptions, out: Path | None,
     )
     if png is not None:
         runs = [read_run(path) for path in (run_dir, options.control) if path is not None]
-        write_charts(runs[0].name, charts(runs), png)
+        write_charts(runs[0].name, [*class_bars(runs), *charts(runs)], png)
     return page
 
 
@@ -110,7 +111,7 @@ def _write_runs(subjects: Sequence[Path], _: PageOptions, out: Path | None, png:
     runs = [read_run(path) for path in subjects]
     page = write_comparison(runs, out or COMPARISON_FILE)
     if png is not None:
-        write_charts(f"{len(runs)} runs", charts(runs), png)
+        write_charts(f"{len(runs)} runs", [*class_bars(runs), *charts(runs)], png)
     return page
 
 

@@ -88,7 +88,7 @@ def _attempts(lines: Iterable[str]) -> Iterator[Attempt]:
         if match := _STARTED.fullmatch(line):
             if attempt is not None:
                 yield attempt
-            attempt = Attempt(match[2], int(match[1]), match[3], match[4])
+            attempt = Attempt(match[2], int(match[1]), match[3], match[4][:19].replace("T", " "))
         elif attempt is not None:
             attempt = _with(attempt, line)
     if attempt is not None:

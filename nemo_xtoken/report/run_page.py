@@ -11,6 +11,7 @@ from nemo_xtoken.config import TeacherConfig
 from nemo_xtoken.config_io import load_run
 from nemo_xtoken.errors import XTokenError
 from nemo_xtoken.projection import newest_automatic
+from nemo_xtoken.report.class_losses import class_bars
 from nemo_xtoken.report.curves import charts
 from nemo_xtoken.report.fp8_maps import read_maps
 from nemo_xtoken.report.held_out import Comparison, compare
@@ -53,6 +54,7 @@ def render(run: RunRecord, control: RunRecord | None, pairs: Sequence[Pair], rea
         run=run,
         control=control,
         comparisons=compare_runs(run, control),
+        bar_charts=class_bars([run] if control is None else [run, control]),
         charts=charts([run] if control is None else [run, control]),
         checkpoints=checkpoints(run.path),
         attempts=attempts(run.path),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,21 @@ def test_held_out_losses_are_those_of_a_naive_loop(folder: Path, tp_size: int) -
     assert result["probability_multi_digit"] == pytest.approx(likely, rel=1e-5)
     mass = [p for p, i in zip(masses, labels, strict=True) if len(tokenizer.token_bytes(i)) == 2]
     assert likely < result["mass_multi_digit"] == pytest.approx(sum(mass) / len(mass), rel=1e-5)
+
+
+def test_losses_by_class_add_up_to_all_of_them(folder: Path) -> None:
+    config, held_out = toy.student_run(folder), str(folder / "held_out")
+    result = evaluate(config, held_out)
+    ((losses, _, labels),) = run_ranks(1, naive_losses, config, held_out)
+    tokenizer = tokenizers.load(PreparedData.open(held_out).manifest.student.spec)
+    digits = [loss for loss, i in zip(losses, labels, strict=True) if re.fullmatch(b"[0-9]", tokenizer.token_bytes(i))]
+    assert result["loss/one_digit_numeral"] == pytest.approx(sum(digits) / len(digits), rel=1e-5)
+    assert result["tokens/one_digit_numeral"] == len(digits)
+    classes = [name.removeprefix("tokens/") for name in result if name.startswith("tokens/")]
+    assert len(classes) > 2
+    assert sum(result[f"tokens/{name}"] for name in classes) == result["tokens"]
+    total = sum(result[f"tokens/{name}"] * result[f"loss/{name}"] for name in classes)
+    assert total == pytest.approx(result["loss"] * result["tokens"], rel=1e-9)
 
 
 def test_multi_digit_numerals_are_two_ascii_digits_or_more_with_one_space_at_most() -> None:

@@ -30,6 +30,10 @@ MEASURE = """({
       .filter(([b, q]) => p.left < q.right && q.left < p.right && p.top < q.bottom && q.top < p.bottom)
       .map(([b]) => `${svg.getAttribute('aria-label').slice(0, 30)}: ${a} and ${b}`));
   }),
+  cut: [...document.querySelectorAll('svg text')].filter(text => {
+    const [p, q] = [text.getBoundingClientRect(), text.closest('svg').getBoundingClientRect()];
+    return p.left < q.left - 0.5 || p.right > q.right + 0.5 || p.bottom > q.bottom + 0.5;
+  }).map(text => text.textContent),
   smallest: Math.min(...[...document.querySelectorAll('p, td, th, dd, dt, li, code, div.small')]
     .map(element => parseFloat(getComputedStyle(element).fontSize))),
 })"""
@@ -49,6 +53,7 @@ class Look:
     width, scroll_width, height   of the page in CSS pixels
     background, ink               colours of the body
     overlapping   texts of charts that lie on each other
+    cut           those that lie partly outside of their chart
     smallest      font size of the smallest text in CSS pixels
     """
 
@@ -60,6 +65,7 @@ class Look:
     background: str
     ink: str
     overlapping: list[str]
+    cut: list[str]
     smallest: float
 
 
@@ -134,6 +140,7 @@ class Browser:
             background=found["background"],
             ink=found["ink"],
             overlapping=found["overlapping"],
+            cut=found["cut"],
             smallest=found["smallest"],
         )
 

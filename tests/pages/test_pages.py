@@ -61,8 +61,10 @@ def a_bare_run(folder: Path) -> Path:
 
 
 def several_runs(folder: Path) -> Path:
-    """More than there are colours."""
+    """More than there are colours, one of them very fast and long."""
     runs = [write_run(folder / f"a-long-name-of-run-{n}", evaluation=EVALUATION, steps=20 + n) for n in range(9)]
+    with (runs[0] / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 250000, "ce": 0.00012, "tokens_per_second": 1234567.0, "grad_norm": 1e-7}\n')
     return write_page_of(runs, out=folder / "runs.html")
 
 
@@ -128,6 +130,7 @@ def test_a_page_is_sound_in_a_browser(make: Maker, browser: Browser, tmp_path: P
             assert look.requests == []
             assert look.scroll_width == look.width, "the page scrolls sideways"
             assert look.overlapping == []
+            assert look.cut == []
             assert look.smallest >= SMALLEST
         light, dark = (looks[scheme] for scheme in SCHEMES)
         assert contrast(light.background, light.ink) > 7
@@ -141,7 +144,7 @@ def test_the_check_sees_what_it_looks_for(browser: Browser, tmp_path: Path) -> N
     page.write_text(
         "<!doctype html><meta name=viewport content='width=device-width'><body style='background:#fff'>"
         "<img src='other.png'><div style='width:500px'>wide</div><script>console.error('no'); missing()</script>"
-        "<svg aria-label=a><text y=20>one</text><text y=20>two</text></svg><p style='font-size:6px'>tiny"
+        "<svg aria-label=a><text x=-9 y=20>one</text><text x=-9 y=20>two</text></svg><p style='font-size:6px'>tiny"
     )
     look = browser.look(page, 360, "dark")
     assert [Path(url).name for url in look.requests] == ["other.png"]
@@ -149,6 +152,7 @@ def test_the_check_sees_what_it_looks_for(browser: Browser, tmp_path: Path) -> N
     assert len(look.messages) >= 2
     assert look.scroll_width > look.width
     assert look.overlapping == ["a: one and two"]
+    assert look.cut == ["one", "two"]
     assert look.smallest == 6
     assert luminance(look.background) > 0.8, "a page without a dark scheme stays light"
 

@@ -14,6 +14,7 @@ from nemo_xtoken.config_io import save_run
 from nemo_xtoken.errors import DataError, ProjectionError
 from nemo_xtoken.report import write_report
 from nemo_xtoken.report.aligned_tokens import align_sentence, visible
+from nemo_xtoken.report.class_losses import class_bars
 from nemo_xtoken.report.corner import corner
 from nemo_xtoken.report.held_out import compare
 from nemo_xtoken.report.run_record import read_run
@@ -29,6 +30,10 @@ EVALUATION = {
     "bytes": 31_000.0,
     "exact_answers": 0.0625,
     "questions": 64.0,
+    "loss/two_digit_numeral": 5.5,
+    "tokens/two_digit_numeral": 900.0,
+    "loss/word": 2.4,
+    "tokens/word": 8100.0,
 }
 SENTENCE = "In 1924 <b>she</b> had 201 & 75."
 VOID = {"meta", "line", "path"}
@@ -244,6 +249,17 @@ def test_better_is_less_loss_and_more_right_answers() -> None:
     assert (by_key["bits_per_byte"].verdict, by_key["bits_per_byte"].change) == ("better", "−25.0 %")
     assert (by_key["exact_answers"].verdict, by_key["exact_answers"].change) == ("worse", "−10.0 points")
     assert (by_key["tokens"].verdict, by_key["tokens"].change) == ("", "")
+
+
+def test_losses_by_class_stand_beside_each_other(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", evaluation=EVALUATION))
+    control = read_run(write_run(tmp_path / "control", evaluation={"loss/word": 4.8, "tokens/word": 8100.0}))
+    (chart,) = class_bars([run, control])
+    assert [label for label, _ in chart.rows] == ["two-digit numeral (900)", "word (8,100)"]
+    assert [[bar.text for bar in bars] for _, bars in chart.rows] == [["5.500", "–"], ["2.400", "4.800"]]
+    assert chart.rows[1][1][1].length == pytest.approx(4.8 / 5.5)
+    assert class_bars([read_run(write_run(tmp_path / "old", evaluation={"bits_per_byte": 1.0}))]) == []
+    assert "two-digit numeral (900)" in write_report(run.path, control=control.path).read_text()
 
 
 def test_equal_numbers_are_called_the_same() -> None:

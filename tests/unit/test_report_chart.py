@@ -17,6 +17,7 @@ from nemo_xtoken.report.chart import (
     line_chart,
     round_step,
     running_mean,
+    short,
     three_digits,
 )
 
@@ -87,3 +88,15 @@ def test_a_running_mean_smooths_noise_and_keeps_a_line() -> None:
     assert max(abs(y) for _, y in running_mean(noise)[10:-10]) < 0.2
     line = [(i, 2.0 * i) for i in range(200)]
     assert all(math.isclose(y, 2.0 * x) for x, y in running_mean(line))
+
+
+def test_labels_of_large_values_are_short() -> None:
+    assert [short(value) for value in (0.0, 5e-5, 9_000, 10_000, 250_000, 1_200_000, -3e9)] == [
+        "0",
+        "5e-05",
+        "9,000",
+        "10k",
+        "250k",
+        "1.2M",
+        "-3G",
+    ]

@@ -30,6 +30,7 @@ from nemo_xtoken.losses.cross_entropy import cross_entropy_per_row
 from nemo_xtoken.losses.vocabulary import log_softmax
 from nemo_xtoken.parallel.logits import logits_of
 from nemo_xtoken.parallel.vocabulary import RowRange, vocabulary_of
+from nemo_xtoken.projection import TokenClass, token_class
 from nemo_xtoken.tokenizers.protocol import Tokenizer, role_id
 from nemo_xtoken.types import DistillBatch
 
@@ -93,7 +94,8 @@ def held_out_loss(student: Student, prepared: PreparedData) -> dict[str, float]:
     Keys: `nats_per_byte`, `bits_per_byte` (all losses over the documents' UTF-8 bytes), `loss`, `loss_multi_digit`,
     `loss_rest` (nats per token), `probability_multi_digit` (mean probability of the right token), `mass_multi_digit`
     (mean probability of any token of several digits where one follows), `tokens`,
-    `multi_digit_tokens`, `bytes`. A mean over no token is NaN.
+    `multi_digit_tokens`, `bytes`; and for each class of tokens that occurs `loss/CLASS` and `tokens/CLASS`. A mean over
+    no token is NaN.
     """
     numerals = multi_digit_ids(student.tokenizer, student.vocab_size)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -115,7 +117,27 @@ def held_out_loss(student: Student, prepared: PreparedData) -> dict[str, float]:
         "tokens": float(len(loss)),
         "multi_digit_tokens": float(is_numeral.sum()),
         "bytes": float(num_bytes),
+        **class_losses(student.tokenizer, loss, label),
     }
+
+
+def class_losses(tokenizer: Tokenizer, loss: Tensor, label: Tensor) -> dict[str, float]:
+    """Mean loss and number of tokens of each class of the tokens [n] that occur, in the order of `TokenClass`."""
+    names = {i: class_of(tokenizer, i) for i in label.unique().tolist()}
+    found: dict[str, float] = {}
+    for name in TokenClass:
+        ids = torch.tensor([i for i, own in names.items() if own is name], dtype=label.dtype)
+        if len(ids):
+            of_class = loss[torch.isin(label, ids)]
+            found |= {f"loss/{name.value}": _mean(of_class), f"tokens/{name.value}": float(len(of_class))}
+    return found
+
+
+def class_of(tokenizer: Tokenizer, token_id: int) -> TokenClass:
+    """The class of a token, as the coverage audit counts them."""
+    if token_id in tokenizer.special_roles:
+        return TokenClass.SPECIAL
+    return token_class(tokenizer.token_bytes(token_id))
 
 
 def multi_digit_ids(tokenizer: Tokenizer, vocab_size: int) -> Tensor:
