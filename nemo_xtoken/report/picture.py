@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ COLOURS = ("#0b63b8", "#a84a08", "#1a6b3c", "#8a2f8f", "#7a6000", "#0b7285", "#b
 """Those of the light style sheet, s0 to s7."""
 LINES = ("-", "--", ":", "-.", (0, (5, 2)), (0, (1, 3)), (0, (12, 3)), (0, (6, 3, 1, 3)))
 COLUMNS, WIDTH, HEIGHT, HEAD = 2, 5.2, 3.1, 0.6  # inches of a chart, and of the title above all
+MOST_BARS, BAR = 12, 0.16  # in a chart of the usual size, and inches of one where there are more
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -49,20 +51,46 @@ def write_charts(title: str, charts: Sequence[Chart | BarChart], path: Path) -> 
 
 
 def draw_charts(title: str, charts: Sequence[Chart | BarChart]) -> Figure:
-    """The charts two by two."""
-    rows = -(-len(charts) // COLUMNS)
-    height = HEAD + rows * HEIGHT
-    figure = new_figure(COLUMNS * WIDTH, height)
-    for place, chart in enumerate(charts):
-        left, top = place % COLUMNS * WIDTH, HEAD + place // COLUMNS * HEIGHT
+    """The charts two by two; one of many bars has a row of its own."""
+    places = _places(charts)
+    height = HEAD + max(place.top + place.height for place in places)
+    width = COLUMNS * WIDTH
+    figure = new_figure(width, height)
+    for chart, place in zip(charts, places, strict=True):
+        top = HEAD + place.top
         inset = 2.0 if isinstance(chart, BarChart) else 0.65
-        box = (left + inset, height - top - HEIGHT + 0.55, WIDTH - inset - 0.25, HEIGHT - 1.15)
-        width = COLUMNS * WIDTH
-        axes = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
-        _draw(axes, chart)
-        _write_title(figure, chart, left / width, 1 - top / height, height)
+        left, bottom = place.left + inset, height - top - place.height + 0.55
+        box = (left / width, bottom / height, (place.width - inset - 0.25) / width, (place.height - 1.15) / height)
+        _draw(figure.add_axes(box), chart)
+        _write_title(figure, chart, place.left / width, 1 - top / height, height)
     figure.text(0.02, 1 - 0.3 / height, title, fontsize=14, color=INK, fontweight="bold", va="center", parse_math=False)
     return figure
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a chart lies, in inches from the left and from under the title."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+def _places(charts: Sequence[Chart | BarChart]) -> list[Place]:
+    """Places from left to right and from above, each free of the others."""
+    places: list[Place] = []
+    left, top = 0.0, 0.0
+    for chart in charts:
+        bars = len(chart.rows) * len(chart.sides) if isinstance(chart, BarChart) else 0
+        width, height = (COLUMNS * WIDTH, 1.2 + BAR * bars) if bars > MOST_BARS else (WIDTH, HEIGHT)
+        if left and left + width > COLUMNS * WIDTH:
+            left, top = 0.0, top + HEIGHT
+        places.append(Place(left, top, width, height))
+        left += width
+        if left >= COLUMNS * WIDTH:
+            left, top = 0.0, top + height
+    return places
 
 
 def _draw(axes: Axes, chart: Chart | BarChart) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,12 @@ from nemo_xtoken.data.chunk_counts import count_chunks
 from nemo_xtoken.errors import ConfigError, DataError
 from nemo_xtoken.loss_config import LossConfig
 from nemo_xtoken.report import PageOptions, write_page_of
+from nemo_xtoken.report.class_losses import class_bars
 from nemo_xtoken.report.comparison_page import differing, held_out_rows, names
+from nemo_xtoken.report.curves import charts
 from nemo_xtoken.report.data_page import view_data
 from nemo_xtoken.report.data_view import length_bars
+from nemo_xtoken.report.picture import draw_charts
 from nemo_xtoken.report.run_record import read_run
 from tests.unit.test_report import EVALUATION, Balance, rank_file, write_run
 
@@ -237,3 +241,18 @@ def test_a_run_without_config_is_named(tmp_path: Path) -> None:
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
     runs = [read_run(write_run(tmp_path / folder / "run")) for folder in ("a", "b")]
     assert names(runs) == [str(run.path) for run in runs]
+
+
+# Pictures
+
+
+def test_no_chart_of_a_picture_lies_on_another(tmp_path: Path) -> None:
+    runs = [read_run(write_run(tmp_path / name, evaluation=EVALUATION)) for name in ("a", "b")]
+    few, line = class_bars(runs)[0], charts(runs)[0]
+    many = replace(few, rows=few.rows * 10)
+    boxes = [axes.get_position() for axes in draw_charts("all", [line, many, few, line, many, line]).axes]
+    assert [box.width > 0.7 for box in boxes] == [False, True, False, False, True, False]
+    for i, one in enumerate(boxes):
+        assert not any(one.overlaps(other) for other in boxes[i + 1 :])
+        assert 0 <= one.x0 < one.x1 <= 1
+        assert 0 <= one.y0 < one.y1 <= 1
