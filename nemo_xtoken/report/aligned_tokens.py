@@ -10,7 +10,8 @@ from nemo_xtoken.tokenizers import Tokenizer
 from nemo_xtoken.types import Encoding
 
 Kind = Literal["same", "divided", "inexact"]
-_VISIBLE = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"})
+_CONTROLS = {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: "␡"}
+_VISIBLE = _CONTROLS | str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥"})
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,17 @@ class AlignedSentence:
 
 
 def visible(piece: bytes) -> str:
-    """Bytes as text with white space shown by signs; bytes that are no text alone in hexadecimal."""
+    """Bytes as text with white space and control characters shown by signs, and what has no sign at all by the numbers
+    of its characters; bytes that are no text alone in hexadecimal."""
     if not piece:
         return "∅"
     try:
-        return piece.decode().translate(_VISIBLE)
+        text = piece.decode().translate(_VISIBLE)
     except UnicodeDecodeError:
         return " ".join(f"{byte:02X}" for byte in piece)
+    if any(character.isprintable() for character in text):
+        return text
+    return " ".join(f"U+{ord(character):04X}" for character in text)
 
 
 def align_sentence(sentence: str, student: Tokenizer, teacher: Tokenizer) -> AlignedSentence:

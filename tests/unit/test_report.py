@@ -269,6 +269,9 @@ def test_equal_numbers_are_called_the_same() -> None:
 
 def test_white_space_and_lone_bytes_are_made_visible() -> None:
     assert visible(b" a\n") == "·a⏎"
+    assert visible(b"\r\x00\x7f") == "␍␀␡"
+    assert visible("\u200d".encode()) == "U+200D"
+    assert visible("👩\u200d🚀".encode()) == "👩\u200d🚀"
     assert visible(b"\xe2\x82") == "E2 82"
     assert visible(b"") == "∅"
 
