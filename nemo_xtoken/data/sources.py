@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from nemo_xtoken.data import hub
 from nemo_xtoken.data.indexed import bin_path, idx_path
 from nemo_xtoken.data.reading import BadDocument, Fields, Slice, SourceDocument, SourceFormat
 from nemo_xtoken.data.tables import ArrowFile, ParquetFile
@@ -31,12 +32,16 @@ EXPECTED = ".txt, .jsonl (or either with .gz), .parquet, .bin with its .idx, or 
 def find_sources(paths: Sequence[Path]) -> list[Path]:
     """The files that the paths name, in order.
 
-    A Hugging Face dataset on disk stands for its Arrow files; any other folder for all text files and tables below it,
+    hf:OWNER/NAME stands for the text files and tables of a dataset on the hub, which are fetched; see `hub.fetch`. A
+    Hugging Face dataset on disk stands for its Arrow files; any other folder for all text files and tables below it,
     sorted by path; a `.bin`, its `.idx` or the prefix of both for both. Raises DataError for what is no source.
     """
     found: list[Path] = []
     for path in paths:
-        found += _in_folder(path) if path.is_dir() else _file(path)
+        if hub.is_hub_name(path):
+            found += hub.fetch(str(path), list(IN_FOLDERS))
+        else:
+            found += _in_folder(path) if path.is_dir() else _file(path)
     if not found:
         raise DataError(
             f"no source in {', '.join(map(str, paths)) or 'an empty list of sources'}; expected {', '.join(IN_FOLDERS)}"

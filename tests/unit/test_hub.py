@@ -1,0 +1,103 @@
+"""Names on the Hugging Face hub, with a server on this machine that answers as the hub does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from nemo_xtoken.data import Manifest, hub
+from nemo_xtoken.errors import DataError
+from tests.fake_tokenizers import random_texts
+from tests.small_tokenizers import wordpiece
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+LINES = {f"data/{split}.jsonl": "".join(json.dumps({"text": f"{split} {text}"}) + "\n" for text in random_texts(9))
+         for split in ("train-1", "train-0", "test")}  # fmt: skip
+
+
+class Hub(BaseHTTPRequestHandler):
+    """One model and one dataset, `owner/name` both."""
+
+    files: dict[str, bytes]
+
+    def do_GET(self) -> None:
+        kind, _, rest = self.path.lstrip("/").partition("owner/name")
+        if kind in ("api/models/", "api/datasets/") and rest in ("", f"/revision/{SHA}"):
+            names = [{"rfilename": name} for name in self.files if (name.endswith(".jsonl")) == (kind != "api/models/")]
+            self._answer(json.dumps({"id": "owner/name", "sha": SHA, "siblings": names}).encode())
+        elif rest.startswith("/resolve/") and rest.split("/", 3)[3] in self.files:
+            self._answer(self.files[rest.split("/", 3)[3]])
+        else:
+            self.send_error(404)
+
+    do_HEAD = do_GET
+
+    def _answer(self, content: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", SHA)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """That of a process for which the server is the hub; its address is read when the hub's client is imported."""
+    Hub.files = {name: lines.encode() for name, lines in LINES.items()}
+    Hub.files["tokenizer.json"] = wordpiece(tmp_path).read_bytes()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    own = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
+    yield {**{key: value for key, value in os.environ.items() if not key.startswith("HF_")}, **own}
+    server.shutdown()
+    server.server_close()
+
+
+def prepared(
+    environment: dict[str, str], source: str, out: Path, student: str = "bytes"
+) -> subprocess.CompletedProcess[str]:
+    command = "from nemo_xtoken.cli.app import main; main()"
+    arguments = ["data", "prepare", source, "--student", student, "--out", str(out), "--workers", "1"]
+    return subprocess.run(
+        [sys.executable, "-c", command, *arguments], env=environment, capture_output=True, text=True, timeout=100
+    )
+
+
+def test_a_dataset_and_a_tokenizer_on_the_hub(tmp_path: Path, environment: dict[str, str]) -> None:
+    done = prepared(environment, "hf:owner/name/data/train", tmp_path / "out", student="owner/name")
+    assert done.returncode == 0, done.stderr
+    manifest = Manifest.load(tmp_path / "out")
+    assert [Path(source.path).name for source in manifest.sources] == ["train-0.jsonl", "train-1.jsonl"]
+    assert all(SHA in source.path for source in manifest.sources)
+    assert manifest.documents == 18
+
+
+def test_what_the_hub_does_not_have_is_an_error_in_one_line(tmp_path: Path, environment: dict[str, str]) -> None:
+    for source, reason in (
+        ("hf:owner/name/other", "expected files with .txt, .txt.gz, .jsonl, .jsonl.gz, .parquet, the dataset has none"),
+        ("hf:owner/nothing", "hf:owner/nothing could not be had from the Hugging Face hub"),
+    ):
+        done = prepared(environment, source, tmp_path / "out")
+        assert done.returncode == 1
+        assert reason in " ".join(done.stderr.split())
+        assert "Traceback" not in done.stderr
+
+
+def test_what_is_no_name_of_a_dataset_is_said_so() -> None:
+    with pytest.raises(DataError, match=r"expected hf:OWNER/NAME, .* got 'hf:name'"):
+        hub.fetch("hf:name", [".txt"])
