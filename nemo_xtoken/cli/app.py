@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 import nemo_xtoken
-from nemo_xtoken.cli import align, data, doctor, evaluate, launch, plan, projection, report, teacher, train
+from nemo_xtoken.cli import align, data, doctor, evaluate, export, launch, plan, projection, report, teacher, train
 from nemo_xtoken.cli.console import print_error, stderr
 from nemo_xtoken.errors import ConfigError, StoppedError, XTokenError
 
@@ -34,6 +34,7 @@ app.add_typer(teacher.app, name="teacher")
 app.command("plan")(plan.plan)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
+app.command("export")(export.export)
 app.command("report")(report.report)
 app.add_typer(launch.app, name="launch")
 app.command("doctor")(doctor.doctor)

@@ -12,7 +12,9 @@ import torch
 from megatron.core import dist_checkpointing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nemo_xtoken.cli.app import run as run_cli
 from nemo_xtoken.errors import CheckpointError
+from nemo_xtoken.integrations.bridge import to_hugging_face
 from nemo_xtoken.integrations.bridge.export import export
 from tests.bridge import tiny
 from tests.distributed.ranks import run_ranks
@@ -115,6 +117,32 @@ def test_a_checkpoint_that_is_not_there_or_of_another_model_is_one_clear_error(f
         export(folder / "nowhere", str(folder / "llama"), folder / "out")
     with pytest.raises(CheckpointError, match=r"is not of a student made from .*qwen2: .* is not in it with shape"):
         run_ranks(1, export, folder / "one_rank", str(folder / "qwen2"), folder / "out")
+
+
+def test_export_is_a_command(
+    folder: Path, exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    out = folder / "by_command"
+
+    def command(checkpoint: str, source: str, to: Path = out) -> int:
+        return run_cli(["export", str(folder / checkpoint), str(folder / source), str(to), "--device", "cpu"])
+
+    assert command("nowhere", "llama") == 1
+    assert "nowhere: no such directory; expected a checkpoint of Megatron-Bridge" in capsys.readouterr().err
+    assert command("data", "llama") == 1
+    assert "expected a checkpoint directory of Megatron-Bridge at" in capsys.readouterr().err
+    assert command("one_rank", "no_model") == 2
+    assert "Megatron-Bridge can't read the source" in capsys.readouterr().err
+    assert command("one_rank", "llama", exported) == 2
+    assert "is there already; name a directory that is not" in capsys.readouterr().err
+    assert run_ranks(1, command, "one_rank", "llama", timeout=120) == [0]
+    assert not out.with_name("by_command.unfinished").exists()
+    for file in ("model.safetensors", "config.json", "tokenizer.json", "distillation/run_config.yaml"):
+        assert (out / file).read_bytes() == (exported / file).read_bytes()
+    arguments = [str(folder / "one_rank"), str(folder / "llama"), str(out), "--device", "cpu"]
+    assert to_hugging_face.main(arguments) == 2
+    assert f"error: {out} is there already" in capsys.readouterr().err
 
 
 def test_a_run_that_names_no_projection_builds_its_own_once(folder: Path, curve: Lines) -> None:

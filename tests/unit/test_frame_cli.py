@@ -41,7 +41,7 @@ def lines_of(captured: pytest.CaptureFixture[str]) -> tuple[list[str], list[str]
 def test_version_and_help() -> None:
     assert CliRunner().invoke(app, ["--version"]).stdout == f"nemo-xtoken {nemo_xtoken.__version__}\n"
     help_page = CliRunner().invoke(app, ["--help"]).stdout
-    for command in ("align", "projection", "data", "train", "evaluate", "report", "doctor"):
+    for command in ("align", "projection", "data", "train", "evaluate", "export", "report", "doctor"):
         assert command in help_page
 
 
@@ -319,3 +319,24 @@ def test_evaluate_leaves_its_numbers_in_the_run(
     assert json.loads((tmp_path / "evaluation.json").read_text()) == expected
     assert run(command) == 0
     assert [line.split()[-1] for line in lines_of(capsys)[0]] == ["1.2500", "64", "none", "1.0000"]
+
+
+def test_export_says_what_it_can_not_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without Megatron-Bridge, too; the rest is in tests/bridge."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setitem(sys.modules, "megatron.bridge", None)
+    nemo, checkpoint, out = tmp_path / "nemo", tmp_path / "checkpoint", tmp_path / "out"
+    for folder in (nemo / "context", nemo / "weights", checkpoint):
+        folder.mkdir(parents=True)
+    for arguments, code, message in (
+        ([checkpoint, "source", checkpoint], 2, "is there already; name a directory that is not"),
+        ([checkpoint, "source", out, "--device", "tpu"], 2, "--device: expected one of cuda, cpu, got tpu"),
+        ([tmp_path / "none", "source", out], 1, "no such directory; expected a checkpoint of Megatron-Bridge"),
+        ([nemo, "source", out], 1, "is a checkpoint of NeMo, not of Megatron-Bridge; export it with"),
+        ([checkpoint, "source", out], 1, "pip install 'nemo-xtoken[bridge]'"),
+    ):
+        assert run(["export", *map(str, arguments)]) == code
+        assert message in capsys.readouterr().err.replace("\n", " ")
+    assert not out.exists()

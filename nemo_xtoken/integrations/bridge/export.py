@@ -22,8 +22,8 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from nemo_xtoken.config import ParallelConfig
-from nemo_xtoken.errors import CheckpointError
-from nemo_xtoken.integrations.bridge.models import adapt
+from nemo_xtoken.errors import CheckpointError, ConfigError, require
+from nemo_xtoken.integrations.bridge.models import adapt, first_line
 from nemo_xtoken.integrations.bridge.placement import device
 from nemo_xtoken.integrations.bridge.teacher import initial_projection_path
 from nemo_xtoken.integrations.megatron.head_tap import head_weight
@@ -41,11 +41,28 @@ def export(checkpoint: Path, source: str, out: Path) -> None:
 
     checkpoint  what `checkpoint.save` was, for its latest iteration, or one `iter_...` directory in it
     source      the Hugging Face model that the student was made from; its config and tokenizer are written, too
-    out         `out/distillation` gets the run's config and W, also as it was learnt
-    Raises CheckpointError where the checkpoint can't be read or is of another model.
+    out         there whole or not at all; `out/distillation` gets the run's config and W, also as it was learnt
+    Raises CheckpointError where the checkpoint can't be read or is of another model, ConfigError for a source that
+    can't be read or an `out` that is there already.
     """
+    require(not out.exists(), f"{out} is there already; name a directory that is not, or remove it")
     iteration = find_iteration(checkpoint)
-    bridge = AutoBridge.from_hf_pretrained(source)
+    bridge = _bridge_of(source)
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    _write(bridge, iteration, source, unfinished)
+    unfinished.replace(out)
+
+
+def _bridge_of(source: str) -> Any:
+    try:
+        return AutoBridge.from_hf_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"Megatron-Bridge can't read the source {source}: {first_line(error)}") from error
+
+
+def _write(bridge: Any, iteration: Path, source: str, out: Path) -> None:
     with _one_process():
         model = load_student(bridge, iteration, source)
         bridge.save_hf_pretrained([model], out, show_progress=False, strict=False)

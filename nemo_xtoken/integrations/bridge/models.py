@@ -22,7 +22,7 @@ def provider_from(model: str | None, *, load_weights: bool = True) -> Any:
     try:
         return AutoBridge.from_hf_pretrained(model).to_megatron_provider(load_weights=load_weights)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"Megatron-Bridge can't import {model}: {_first_line(error)}") from error
+        raise ConfigError(f"Megatron-Bridge can't import {model}: {first_line(error)}") from error
 
 
 def with_weights(provider: Any, model: str) -> Any:
@@ -37,7 +37,7 @@ def load_weights(model: str, models: list[Any]) -> list[Any]:
     try:
         AutoBridge.from_hf_pretrained(model).load_hf_weights(models)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"Megatron-Bridge can't import {model}: {_first_line(error)}") from error
+        raise ConfigError(f"Megatron-Bridge can't import {model}: {first_line(error)}") from error
     return models
 
 
@@ -79,5 +79,6 @@ def layers_for_packed_documents(own: Any, config: Any, vp_stage: int | None = No
     return spec
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error that says something."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

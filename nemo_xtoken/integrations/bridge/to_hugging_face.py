@@ -24,12 +24,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     options = parser.parse_args(arguments)
     try:
-        choose_device(options.device)
-        importlib.import_module(f"{ROOM}.export").export(options.checkpoint, options.source, options.out)
+        write(options.checkpoint, options.source, options.out, options.device)
     except XTokenError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ConfigError) else 1
     return 0
+
+
+def write(checkpoint: Path, source: str, out: Path, device: str) -> None:
+    """See `export.export`. Raises UnavailableError where Bridge can't be imported."""
+    choose_device(device)
+    importlib.import_module(f"{ROOM}.export").export(checkpoint, source, out)
 
 
 if __name__ == "__main__":
