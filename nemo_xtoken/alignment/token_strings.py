@@ -48,7 +48,7 @@ class TokenStrings:
     def whole(self, places: Places, lengths: Places) -> Numbers:
         """The number of the run of so many tokens, 1 to LONGEST_RUN, from each place on."""
         number = self.numbers.take(places)
-        for place in range(1, LONGEST_RUN):
+        for place in range(1, int(lengths.max(initial=0))):
             longer = number * self.factors.take(places + place) + self.numbers.take(places + place)
             number = np.where(lengths > place, longer, number)
         return number
