@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -58,6 +59,13 @@ def test_micro_batch_size_does_not_change_the_curve(folder: Path) -> None:
     small = replace(toy.TRAIN, micro_batch_size=1)
     alone = toy.metrics(toy.student_run(folder, "alone"))
     assert_same_curve(curve(toy.student_run(folder, "small_micro_batches", train=small)), alone)
+
+
+def test_each_step_logs_the_most_memory_so_far(folder: Path) -> None:
+    lines = (folder / "alone" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    memory = [json.loads(line)["memory_mib"] for line in lines]
+    assert 50 < memory[0] < 20_000, "MiB of a process that has loaded torch"
+    assert memory == sorted(memory)
 
 
 @contextmanager

@@ -83,7 +83,14 @@ class Browser:
                 os.dup2(end, number)
                 os.set_inheritable(number, True)
 
-        flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe")
+        flags = (
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--remote-debugging-pipe",
+        )
         quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
         self._process = subprocess.Popen(
             [program, *flags, *quiet, f"--user-data-dir={profile}", "about:blank"],
