@@ -69,9 +69,16 @@ def all_tokenizers(real_tokenizers: Path) -> Mapping[str, str]:
     }
 
 
-def fetch(script: Path) -> None:
+@pytest.fixture(scope="session")
+def model_tokenizers() -> Path:
+    """A folder with those of Llama 3.1 and Qwen 3, as Hugging Face models have them; skips or fails like the others."""
+    fetch(CHECKOUT / "tests" / "fetch_test_tokenizers.py", "--of-models")
+    return TOKENIZERS
+
+
+def fetch(script: Path, *options: str) -> None:
     """Run a script that fetches tokenizers into TOKENIZERS."""
-    command = [sys.executable, str(script), str(TOKENIZERS)]
+    command = [sys.executable, str(script), str(TOKENIZERS), *options]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         last_line = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]

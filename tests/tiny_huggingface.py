@@ -1,9 +1,10 @@
-"""Tiny Hugging Face models with random weights and real tokenizers, and data for both."""
+"""Tiny Hugging Face models with random weights, with small tokenizers or published ones, and data for both."""
 
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,36 @@ from nemo_xtoken.projection import build
 from tests.distributed import toy
 from tests.small_tokenizers import SENTENCES
 
+SHAPE: dict[str, Any] = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.1,
+    "tie_word_embeddings": False,
+}
+
+
+def make_published(folder: Path, tokenizer_files: Path) -> None:
+    """Under `folder`: `llama` with Llama 3.1's tokenizer and `qwen3` with Qwen 3's, prepared data `data`, and W.
+
+    Their vocabularies are whole, so nearly all of the weights are embeddings and heads. `tokenizer_files` has a folder
+    for each tokenizer, as the fixture `model_tokenizers` has.
+    """
+    torch.manual_seed(2)
+    student = {"vocab_size": 128256, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    teacher = {"vocab_size": 151936, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8}
+    LlamaForCausalLM(LlamaConfig(**student, **SHAPE)).save_pretrained(folder / "llama")
+    _save_teacher(Qwen3ForCausalLM(Qwen3Config(**teacher, **SHAPE)), folder / "qwen3")
+    for name, published in (("llama", "llama3_1"), ("qwen3", "qwen3")):
+        for path in (tokenizer_files / published).iterdir():
+            shutil.copy(path, folder / name)
+    of_student, of_teacher = (tokenizers.load(str(folder / name)) for name in ("llama", "qwen3"))
+    _write_text(folder / "data.jsonl", 200)
+    prepare([folder / "data.jsonl"], folder / "data", of_student, of_teacher)
+    build(of_student, of_teacher).save(folder / "projection.safetensors")
+
 
 def make_all(folder: Path) -> None:
     """Under `folder`: models with tokenizers, prepared data `data` and `held_out`, and W; also of several teachers.
@@ -35,24 +66,15 @@ def make_all(folder: Path) -> None:
     _save_tokenizer(folder / "llama", text, vocab_size=330, split_digits=False)
     _save_tokenizer(folder / "qwen3", text, vocab_size=300, split_digits=True)
     _save_tokenizer(folder / "qwen2", text, vocab_size=300, split_digits=True)
-    shape: dict[str, Any] = {
-        "max_position_embeddings": 64,
-        "num_key_value_heads": 2,
-        "rope_theta": 10000.0,
-        "rms_norm_eps": 1e-5,
-        "initializer_range": 0.1,
-        "tie_word_embeddings": False,
-    }
     torch.manual_seed(1)
     student = {"vocab_size": 336, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     teacher = {"vocab_size": 304, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "head_dim": 8}
-    heads = {"num_attention_heads": 4}
-    LlamaForCausalLM(LlamaConfig(**student, **heads, **shape)).save_pretrained(folder / "llama")
-    tied = {**shape, "tie_word_embeddings": True}
-    LlamaForCausalLM(LlamaConfig(**student, **heads, **tied)).save_pretrained(folder / "tied")
-    _save_teacher(Qwen3ForCausalLM(Qwen3Config(**teacher, **heads, **shape)), folder / "qwen3")
+    LlamaForCausalLM(LlamaConfig(**student, **SHAPE)).save_pretrained(folder / "llama")
+    tied = {**SHAPE, "tie_word_embeddings": True}
+    LlamaForCausalLM(LlamaConfig(**student, **tied)).save_pretrained(folder / "tied")
+    _save_teacher(Qwen3ForCausalLM(Qwen3Config(**teacher, **SHAPE)), folder / "qwen3")
     del teacher["head_dim"]
-    _save_teacher(Qwen2ForCausalLM(Qwen2Config(**teacher, **heads, **shape)), folder / "qwen2")
+    _save_teacher(Qwen2ForCausalLM(Qwen2Config(**teacher, **SHAPE)), folder / "qwen2")
     _make_data(folder)
 
 
@@ -81,10 +103,14 @@ def _save_tokenizer(folder: Path, text: list[str], *, vocab_size: int, split_dig
 def _make_data(folder: Path) -> None:
     student, teacher = tokenizers.load(str(folder / "llama")), tokenizers.load(str(folder / "qwen3"))
     for name, count in (("data", 400), ("held_out", 60)):
-        texts = [prompt + answer for prompt, answer in toy.sums(count, seed=count)] + SENTENCES[: count // 40]
         path = folder / f"{name}.jsonl"
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+        _write_text(path, count)
         prepare([path], folder / name, student, teacher)
         prepare([path], folder / f"{name}_of_several", student, {"qwen": teacher, "own": student})
     build(student, teacher).save(folder / "projection.safetensors")
     build(student, student).save(folder / "own_projection.safetensors")
+
+
+def _write_text(path: Path, count: int) -> None:
+    texts = [prompt + answer for prompt, answer in toy.sums(count, seed=count)] + SENTENCES[: count // 40]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")

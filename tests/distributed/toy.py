@@ -66,7 +66,7 @@ def teacher_run(folder: Path) -> RunConfig:
     train = replace(TRAIN, steps=40, checkpoint_interval=0)
     config = student_run(folder, "teacher_run", train=train)
     optimizer = replace(config.optimizer, lr=3e-2)
-    data = _data(folder, "teacher_alone", None)
+    data = data_config(folder, "teacher_alone", None)
     return replace(config, student=TEACHER, teachers=(), data=data, optimizer=optimizer)
 
 
@@ -86,7 +86,7 @@ def student_run(
         run_dir=str(folder / name),
         student=STUDENT,
         teachers=(teacher,),
-        data=_data(folder, "pair", "held_out"),
+        data=data_config(folder, "pair", "held_out"),
         balance=balance or BalanceConfig(),
         parallel=parallel or ParallelConfig(),
         optimizer=OptimizerConfig(lr=5e-3, min_lr=5e-4, lr_warmup_steps=2, clip_grad=0.5),
@@ -110,7 +110,8 @@ def metrics(config: RunConfig) -> list[dict[str, float]]:
     return [{name: value for name, value in json.loads(line).items() if name not in timings} for line in lines]
 
 
-def _data(folder: Path, name: str, validation: str | None) -> DataConfig:
+def data_config(folder: Path, name: str, validation: str | None = None) -> DataConfig:
+    """Prepared data under `folder`, packed so that samples hold several documents."""
     return DataConfig(
         path=str(folder / name),
         validation_path=None if validation is None else str(folder / validation),

@@ -20,7 +20,11 @@ from nemo_xtoken.config import ParallelConfig, RunConfig
 from nemo_xtoken.errors import CheckpointError
 from nemo_xtoken.integrations.megatron import launch
 from nemo_xtoken.integrations.megatron.learnt_projection import learnt_projection_path
-from nemo_xtoken.integrations.nemo import CrossTokenizerDistillationModel, DistillationProgress, ProjectionSnapshots
+from nemo_xtoken.integrations.nemo import (
+    CrossTokenizerDistillationModel,
+    DistillationProgress,
+    ProjectionSnapshots,
+)
 from nemo_xtoken.projection import ProjectionMatrix, build
 from tests.distributed import toy
 from tests.nemo import toy as nemo_toy
@@ -164,6 +168,7 @@ def test_io_dump_and_load_round_trip(folder: Path, tmp_path: Path) -> None:
         "model": nemo_toy.student_model(config),
         "data": nemo_toy.data(config, blend=None),
         "progress": DistillationProgress(),
+        "snapshots": ProjectionSnapshots(every_n_steps=7),
     }.items():
         thing.io_dump(tmp_path / name, yaml_attrs=[])
         again = io.load(tmp_path / name, type(thing))

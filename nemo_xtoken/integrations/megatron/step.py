@@ -152,10 +152,12 @@ class Objective:
     ) -> tuple[Tensor, Tensor, Report]:
         """Megatron's `loss_func`: loss sum, number of tokens it is over, and sums to report.
 
-        hidden: [b, s/cp, h] final hidden states of this cp rank, whole on every tp rank.
+        hidden: [b, s/cp, h] final hidden states of this cp rank, whole on every tp rank, in the head's type or, as
+        Megatron's mixed precision hands them out, in float32.
         """
         gpt = unwrap(model)
-        student = StudentOutput(rows(hidden), head_weight(gpt), head_options(gpt))
+        head = head_weight(gpt)
+        student = StudentOutput(rows(hidden).to(head.dtype), head, head_options(gpt))
         outputs = [
             TeacherOutput(teacher, pair)
             for teacher, pair in zip(self.teachers, batch.pairs, strict=bool(self.teachers))

@@ -8,12 +8,15 @@ import lightning.pytorch as pl
 from nemo.lightning import io
 from nemo.lightning.megatron_parallel import MegatronStep
 
+from nemo_xtoken.integrations.nemo.whole_io import WholeIO
+
 
 class DistillationProgress(pl.Callback, io.IOMixin):
     """Logs the means of every metric of the loss after each step, the ratio that balanced it, and tokens per second.
 
     Training: `kd`, `ce`, `teacher_entropy`, `top_1_agreement`, `chunk_tokens`, `kd_weight`, `chunks`, `tokens`,
     `tokens_per_second`; of several teachers by name, as `kd/NAME`. Validation: the means with the prefix `val_`.
+    Every rank logs them, so that callbacks which decide by one (EarlyStopping, ModelCheckpoint) decide alike.
     """
 
     def __init__(self) -> None:
@@ -35,16 +38,16 @@ class DistillationProgress(pl.Callback, io.IOMixin):
         seconds = time.monotonic() - self._started
         values |= {"tokens": run.counts.tokens, "tokens_per_second": run.counts.tokens / seconds}
         for name, value in values.items():
-            pl_module.log(name, float(value), batch_size=1, rank_zero_only=True)
+            pl_module.log(name, float(value), batch_size=1)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """Log a validation step; Lightning takes the mean over the steps."""
         for name, mean in pl_module.run.means.items():
             if mean is not None and name != "loss":
-                pl_module.log(f"val_{name}", float(mean), batch_size=1, on_epoch=True, rank_zero_only=True)
+                pl_module.log(f"val_{name}", float(mean), batch_size=1, on_epoch=True)
 
 
-class ProjectionSnapshots(pl.Callback, io.IOMixin):
+class ProjectionSnapshots(pl.Callback, WholeIO):
     """Writes each W that is trained as an ordinary projection file, every so many steps and at the end.
 
     folder  gets `step-N/learnt-projection-NAME.safetensors`; None: `projections` below the trainer's root directory

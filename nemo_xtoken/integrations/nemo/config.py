@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from nemo.collections.llm.gpt.model.base import GPTConfig
-from nemo.lightning import io
 
 from nemo_xtoken.config import BalanceConfig, LossConfig, check_teacher
 from nemo_xtoken.errors import ConfigError
+from nemo_xtoken.integrations.nemo.whole_io import WholeIO
 
 
 @dataclass
-class NemoTeacher(io.IOMixin):
+class NemoTeacher(WholeIO):
     """A frozen teacher on the student's ranks.
 
     config      any NeMo GPT config (Qwen3Config4B, ...); its layout and precision are taken from the student's. None:
@@ -44,7 +44,7 @@ class NemoTeacher(io.IOMixin):
 
 
 @dataclass
-class DistillationConfig(io.IOMixin):
+class DistillationConfig(WholeIO):
     """Teachers of a student, and how the losses are balanced.
 
     teachers              none means cross-entropy alone

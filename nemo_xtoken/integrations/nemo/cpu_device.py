@@ -8,7 +8,7 @@ NeMo's strategy and optimizer wrappers name the CUDA device in places of their o
     set_device        called with the local rank
     checkpoints       loaded tensors are moved to the current CUDA device
     random states     megatron-core's tracker holds CUDA states; the one for inference holds none, which is right where
-                      there is no dropout
+                      there is no dropout; recomputation saves and restores CUDA's own state, and gets the CPU's
     results queue     writers of a checkpoint report through a manager process, which starts by importing everything
 
 NeMo is imported before a recipe is looked at, so the layer comes after megatron-core's import here. That is safe for
@@ -110,9 +110,12 @@ def _leave_loaded_tensors() -> None:
 
 
 def _keep_no_random_states() -> None:
+    from megatron.core.tensor_parallel import random
     from megatron.core.tensor_parallel.random import initialize_rng_tracker
 
     initialize_rng_tracker(inference_rng_tracker=True)
+    random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda *_, **__: None
 
 
 def _collect_writers_results_here() -> None:

@@ -19,6 +19,7 @@ from nemo_xtoken.data.run_data import check_lengths, check_same_tokenizers, pack
 from nemo_xtoken.data.sample import Sample
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.nemo.config import NemoTeacher
+from nemo_xtoken.integrations.nemo.whole_io import WholeIO
 
 
 class Prefix(Dataset[Sample]):
@@ -34,7 +35,7 @@ class Prefix(Dataset[Sample]):
         return self._stream.sample(i)
 
 
-class StudentTokenizer(io.IOMixin):
+class StudentTokenizer(WholeIO):
     """What NeMo asks of the student's tokenizer, from the prepared data: sizes and ids. It encodes nothing."""
 
     def __init__(self, vocab_size: int, bos_id: Optional[int] = None, eos_id: int | None = None) -> None:

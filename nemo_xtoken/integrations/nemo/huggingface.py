@@ -139,9 +139,12 @@ def config_of(source: str) -> GPTConfig:
     """
     with fused_rope_allowed():
         config = _connector(source).config
-    head_size = getattr(AutoConfig.from_pretrained(source), "head_dim", None)
+    published = AutoConfig.from_pretrained(source)
+    head_size = getattr(published, "head_dim", None)
     if head_size is not None:
         set_with_io(config, "kv_channels", head_size)  # NeMo's Qwen3 has 128, whatever the model says
+    if config.vocab_size is None:
+        set_with_io(config, "vocab_size", published.vocab_size)  # the tokenizer may have fewer ids than the head rows
     return config if torch.cuda.device_count() else plain(config)
 
 

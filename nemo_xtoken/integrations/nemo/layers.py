@@ -36,7 +36,7 @@ class DocumentLayers:
         if isinstance(spec, TransformerBlockSubmodules):
             for layer in spec.layer_specs or []:
                 _adapt_layer(layer, config)
-            spec.layer_norm = _norm(spec.layer_norm, config)
+            spec.layer_norm = _norm(spec.layer_norm)
             return spec
         _adapt_layer(spec, config)
         if not _uses(spec, TorchNorm):
@@ -53,9 +53,26 @@ class DocumentLayers:
 
 
 def adapt_layers(config: Any) -> None:
-    """Let a NeMo config build layers for packed documents; a second call changes nothing."""
+    """Let a NeMo config build layers for packed documents; a second call changes nothing.
+
+    Raises ConfigError for sliding windows shorter than its sequences; longer ones leave nothing out, and are dropped.
+    """
+    _drop_window(config)
     if not isinstance(config.transformer_layer_spec, DocumentLayers):
         config.transformer_layer_spec = DocumentLayers(config.transformer_layer_spec)
+
+
+def _drop_window(config: Any) -> None:
+    """megatron-core's attention would take the window's mask in the place of the documents'."""
+    if config.window_size is None:
+        return
+    before = config.window_size[0]
+    if config.seq_length is not None and 0 <= before < config.seq_length:
+        raise ConfigError(
+            f"attention looks back {before} tokens, sequences have {config.seq_length}: sliding windows do not go with "
+            "packed documents; take sequences that are no longer than the window"
+        )
+    config.window_size = None
 
 
 def _adapt_layer(layer: ModuleSpec, config: TransformerConfig) -> None:
@@ -72,15 +89,11 @@ def _adapt_layer(layer: ModuleSpec, config: TransformerConfig) -> None:
     parts: list[Any] = [layer.submodules, attention.submodules]
     for submodules in parts:
         for field in dataclasses.fields(submodules):
-            setattr(submodules, field.name, _norm(getattr(submodules, field.name), config))
+            setattr(submodules, field.name, _norm(getattr(submodules, field.name)))
 
 
-def _norm(module: Any, config: TransformerConfig) -> Any:
-    if module is not WrappedTorchNorm:
-        return module
-    if config.layernorm_zero_centered_gamma:
-        raise ConfigError("layernorm_zero_centered_gamma needs the norms of Transformer Engine or apex; install one")
-    return TorchNorm
+def _norm(module: Any) -> Any:
+    return TorchNorm if module is WrappedTorchNorm else module
 
 
 def _uses(layer: ModuleSpec, module: Any) -> bool:

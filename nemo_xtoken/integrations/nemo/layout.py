@@ -29,6 +29,15 @@ def layout_of(strategy: Any) -> Layout:
     return Layout(parallel, device, ProcessGroupCollection.use_mpu_process_groups())
 
 
+def check_trainer(trainer: Any) -> None:
+    """Raises ConfigError, with the reason, for options of the trainer that distillation can't work with."""
+    if trainer.accumulate_grad_batches != 1:
+        raise ConfigError(
+            f"accumulate_grad_batches={trainer.accumulate_grad_batches}: NeMo's strategy takes a whole step of the "
+            "optimizer at each batch, and the micro batches of a step follow from global_batch_size; set it to 1"
+        )
+
+
 def check_strategy(strategy: Any) -> None:
     """Raises ConfigError, with the reason, for options of MegatronStrategy that distillation can't work with."""
     if strategy.virtual_pipeline_model_parallel_size not in (None, 1):

@@ -10,9 +10,7 @@ import torch.distributed as dist
 from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 
-from nemo_xtoken.integrations.megatron.head_tap import head_weight
 from nemo_xtoken.integrations.megatron.step import Report
-from nemo_xtoken.integrations.megatron.student import unwrap
 from nemo_xtoken.types import DistillBatch
 
 if TYPE_CHECKING:
@@ -29,9 +27,7 @@ class DistillationLossReduction(MegatronLossReduction):
     def forward(self, batch: DistillBatch, forward_out: Tensor) -> tuple[Tensor, Tensor, Report]:
         """Loss sum, number of tokens it is over, and sums to report; `forward_out` [b, s/cp, h]."""
         (model,) = self._model
-        # Megatron's mixed precision hands out the last hidden states in float32, as it does with logits.
-        hidden = forward_out.to(head_weight(unwrap(model)).dtype)
-        return model.run.objective.loss_func(model.run.scales, batch, model, hidden)
+        return model.run.objective.loss_func(model.run.scales, batch, model, forward_out)
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[Report]) -> Tensor:
         """The mean over all micro batches and dp x cp. One all-reduce."""

@@ -22,12 +22,13 @@ from nemo_xtoken.integrations.nemo.global_batch import GlobalBatch
 from nemo_xtoken.integrations.nemo.layers import adapt_layers
 from nemo_xtoken.integrations.nemo.loss import DistillationLossReduction
 from nemo_xtoken.integrations.nemo.run import DistillationRun, start_run
+from nemo_xtoken.integrations.nemo.whole_io import WholeIO
 from nemo_xtoken.types import DistillBatch
 
 STATE, PROJECTIONS = "nemo_xtoken", "projections"
 
 
-class CrossTokenizerDistillationModel(GPTModel):
+class CrossTokenizerDistillationModel(WholeIO, GPTModel):
     """A student, any NeMo GPT config, with its teachers and balance; data comes from a `PreparedDataModule`.
 
     The student's forward hands out its final hidden states; the loss owns both heads. The teacher is no part of the

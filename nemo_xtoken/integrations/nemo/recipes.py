@@ -32,7 +32,7 @@ from nemo_xtoken.integrations.nemo.data import PreparedDataModule
 from nemo_xtoken.integrations.nemo.extend import distill_recipe
 from nemo_xtoken.integrations.nemo.phi4 import Phi4MiniConfig
 from nemo_xtoken.integrations.nemo.strategy import CpuMegatronStrategy
-from nemo_xtoken.integrations.nemo.tiny import TinyDataModule
+from nemo_xtoken.integrations.nemo.tiny import HUGGING_FACE_FOLDER, STUDENT, TinyDataModule
 
 Precision = Literal["bf16", "fp8", "fp8_delayed", "mxfp8"]
 PRECISIONS = {
@@ -118,11 +118,18 @@ def nemotron_or_mistral_from_qwen3_32b(
 @run.cli.factory(target=distill, target_arg="recipe")
 def tiny_cpu(dir: str = "tiny_cpu", tp: int = 1, max_steps: int = 20) -> run.Partial:
     """A student of 36,000 parameters and a teacher with random weights on this machine's CPU, in a minute."""
-    student = _tiny(
-        LlamaConfig, num_layers=2, hidden_size=32, num_attention_heads=4, num_query_groups=2, ffn=48, seq=32
-    )
+    student = _tiny(LlamaConfig, seq_length=32, **STUDENT)
     teacher = _tiny(
-        Qwen2Config, num_layers=1, hidden_size=16, num_attention_heads=2, num_query_groups=2, ffn=32, seq=48
+        Qwen2Config,
+        seq_length=48,
+        num_layers=1,
+        hidden_size=16,
+        num_attention_heads=2,
+        num_query_groups=2,
+        ffn_hidden_size=32,
+        layernorm_epsilon=1e-5,
+        rotary_base=10000,
+        vocab_size=None,
     )
     plain = run.Partial(
         llm.train,
@@ -146,6 +153,7 @@ def tiny_cpu(dir: str = "tiny_cpu", tp: int = 1, max_steps: int = 20) -> run.Par
     data = run.Config(TinyDataModule, folder=dir, seq_length=32)
     recipe = distill_recipe(plain, [run.Config(NemoTeacher, config=teacher, seed=7)], data)
     recipe.model.distillation.initial_weights_seed = 1234
+    recipe.model.distillation.huggingface = f"{dir}/{HUGGING_FACE_FOLDER}"
     return recipe
 
 
@@ -199,12 +207,10 @@ def _paper_optimizer() -> run.Config:
     return optimizer
 
 
-def _tiny(config: type[GPTConfig], *, ffn: int, seq: int, **shape: int) -> run.Config[GPTConfig]:
+def _tiny(config: type[GPTConfig], **fields: Any) -> run.Config[GPTConfig]:
     return run.Config(
         config,
-        **shape,
-        ffn_hidden_size=ffn,
-        seq_length=seq,
+        **fields,
         make_vocab_size_divisible_by=8,
         share_embeddings_and_output_weights=False,
         transformer_layer_spec=local_layer_spec,

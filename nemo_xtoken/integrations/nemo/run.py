@@ -32,7 +32,7 @@ from nemo_xtoken.integrations.megatron.teacher import ColocatedTeacher
 from nemo_xtoken.integrations.nemo.arithmetic import check_layout
 from nemo_xtoken.integrations.nemo.config import DistillationConfig, NemoTeacher
 from nemo_xtoken.integrations.nemo.data import PreparedDataModule
-from nemo_xtoken.integrations.nemo.layout import layout_of
+from nemo_xtoken.integrations.nemo.layout import check_trainer, layout_of
 from nemo_xtoken.integrations.nemo.teachers import build_teacher
 from nemo_xtoken.projection import ProjectionMatrix
 from nemo_xtoken.types import DistillBatch
@@ -127,6 +127,7 @@ def start_run(model: Any, trainer: Any) -> DistillationRun:
             f"expected a PreparedDataModule as data, got {type(data).__name__}: the loss needs both token streams and "
             "their chunks"
         )
+    check_trainer(trainer)
     config, layout, manifests = model.distillation, layout_of(trainer.strategy), data.manifests
     check(model, data, manifests[0])
     check_layout(model.config, config.teachers, data, trainer.strategy, dist.get_world_size())
