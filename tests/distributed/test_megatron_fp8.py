@@ -118,12 +118,14 @@ def test_scales_of_each_rank_alone_would_be_others(folder: Path, recipe: str) ->
         replace(TP2, sequence_parallel=True),
         ParallelConfig(pipeline_model_parallel_size=2),
         ParallelConfig(context_parallel_size=2),
+        ParallelConfig(data_parallel_size=2),
     ],
-    ids=["tp2_sp", "pp2", "cp2"],
+    ids=["tp2_sp", "pp2", "cp2", "dp2"],
 )
 def test_other_layouts_learn_the_same_with_delayed_scaling(folder: Path, parallel: ParallelConfig) -> None:
-    """The largest values of a micro batch are over tp and cp, and each pipeline stage has its own layers."""
+    """The largest values of a micro batch are over tp, cp and dp, and each pipeline stage has its own layers."""
     name = f"delayed_{parallel.pipeline_model_parallel_size}{parallel.context_parallel_size}"
+    name += str(parallel.data_parallel_size)
     alone = curve(run(folder, f"{name}_alone", "delayed", steps=3))
     assert losses(curve(run(folder, name, "delayed", parallel, steps=3))) == pytest.approx(losses(alone), rel=1e-4)
 

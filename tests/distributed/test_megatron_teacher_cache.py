@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken import tokenizers
-from nemo_xtoken.config import BalanceConfig, LossConfig, ParallelConfig, RunConfig, TeacherConfig
+from nemo_xtoken.config import BalanceConfig, Fp8Config, LossConfig, ParallelConfig, RunConfig, TeacherConfig
 from nemo_xtoken.config_io import save_run
 from nemo_xtoken.data import prepare
 from nemo_xtoken.errors import CheckpointError, ConfigError, DataError
@@ -221,6 +221,27 @@ def test_what_does_not_belong_together_is_refused(folder: Path) -> None:
     refused(replace(config, teachers=(other,)), CheckpointError, "was written from another checkpoint")
     wider = replace(teacher, checkpoint="none", model=replace(toy.TEACHER, hidden_size=32))
     refused(replace(config, teachers=(wider,)), ConfigError, "has hidden states of 16 numbers")
+
+
+def test_a_teacher_in_fp8_has_a_cache_of_its_own(folder: Path) -> None:
+    fp8 = Fp8Config(recipe="mxfp8", backend="emulate")
+    config = cached(folder, "from_fp8_teacher", "fp8_teacher")
+    (teacher,) = config.teachers
+    rounded = replace(config, teachers=(replace(teacher, fp8=fp8),))
+    fill(rounded, FP32)
+    colocated = toy.student_run(folder, "fp8_teacher_colocated")
+    colocated = replace(colocated, teachers=(replace(colocated.teachers[0], fp8=fp8),))
+    lines = curve(rounded)
+    assert_same_curve(lines, curve(colocated))
+    assert lines[0]["kd"] != pytest.approx(toy.metrics(toy.student_run(folder, "colocated"))[0]["kd"], rel=1e-5)
+    refused(replace(config, run_dir=str(folder / "refused")), ConfigError, "the config has null")
+    plain = cached(folder, "refused", "fp32")
+    refused(replace(plain, teachers=(replace(plain.teachers[0], fp8=fp8),)), ConfigError, "teacher's fp8 null")
+    with pytest.raises(ConfigError, match="holds a cache with another fp8"):
+        fill(config, FP32)
+    odd = replace(rounded.data, teacher_sequence_length=44)
+    with pytest.raises(ConfigError, match=r"44 gives each rank .* no multiple of 32"):
+        fill(replace(rounded, data=odd), FP32)
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,10 @@ def test_launch_prints_the_script_and_submits_nothing_on_a_dry_run(capsys: pytes
 
 def test_precision_files_are_keys_of_a_run() -> None:
     for path in (CONFIGS / "precision").glob("*.yaml"):
-        assert load_run(QUICKSTART, (), [path]).train.bf16 == (path.stem == "bf16")
+        run = load_run(QUICKSTART, (), [path])
+        assert run.train.bf16 == (path.stem != "fp32")
+        assert path.stem == (f"fp8_{run.fp8.recipe}" if run.fp8 else path.stem.removeprefix("fp8_"))
+        assert run.fp8 is None or run.fp8.backend == "te"
 
 
 def test_status_needs_a_launch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from nemo_xtoken.data.run_data import data_paths
 from nemo_xtoken.errors import CheckpointError, ConfigError, DataError, require
 from nemo_xtoken.integrations.megatron.checkpoint_files import find_checkpoint, fingerprint
 from nemo_xtoken.integrations.megatron.layout import Layout
-from nemo_xtoken.integrations.megatron.teacher_data import data_fingerprint, data_of
+from nemo_xtoken.integrations.megatron.teacher_data import data_fingerprint, data_of, precision_key
 from nemo_xtoken.teachers.cache import CacheReader, cache_directory
 from nemo_xtoken.teachers.cached import CachedSource
 
@@ -30,6 +30,7 @@ def cached_source(
         _check_alike(readers[0], reader)
     manifest = readers[0].manifest
     _check_checkpoint(teacher, manifest.teacher, readers[0].directory)
+    _check_precision(teacher, manifest.fp8, readers[0].directory)
     if manifest.hidden_size != teacher.model.hidden_size:
         raise ConfigError(
             f"teacher {teacher.name!r}: {readers[0].directory} has hidden states of {manifest.hidden_size} numbers, "
@@ -69,10 +70,19 @@ def _check_data(config: RunConfig, teacher: TeacherConfig, path: str, reader: Ca
 
 def _check_alike(first: CacheReader, other: CacheReader) -> None:
     ours, theirs = first.manifest, other.manifest
-    if (ours.teacher, ours.storage) != (theirs.teacher, theirs.storage):
+    if (ours.teacher, ours.storage, ours.fp8) != (theirs.teacher, theirs.storage, theirs.fp8):
         raise DataError(
             f"{first.directory} and {other.directory} are of different teachers or stored differently; "
             "write them in one way, from one checkpoint"
+        )
+
+
+def _check_precision(teacher: TeacherConfig, stored: str, directory: Path) -> None:
+    expected = precision_key(teacher)
+    if stored != expected:
+        raise ConfigError(
+            f"teacher {teacher.name!r}: {directory} was written with the teacher's fp8 {stored or 'null'}, the config "
+            f"has {expected or 'null'}; set it as it was, or write a cache of another name: teachers.N.cache=NAME"
         )
 
 

@@ -19,6 +19,8 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import Tensor
 
+from nemo_xtoken.data.padding import token_multiple
+from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.fp8.delayed import History, new_history
 from nemo_xtoken.fp8.product import fp8_linear
 from nemo_xtoken.fp8.rounding import BACKWARD, FORWARD, SLOTS, Delayed, InBlocks, PerTensor, Rounding
@@ -43,6 +45,7 @@ class Fp8Column(ColumnParallelLinear):
         sequence_parallel: bool = False,
         **_: Any,
     ) -> Tensor:
+        self.fp8.check_tokens(input)
         if sequence_parallel:
             input = gather_from_sequence_parallel_region(input, tensor_parallel_output_grad=True, group=self.tp_group)
         elif allreduce_dgrad:
@@ -64,6 +67,7 @@ class Fp8Row(RowParallelLinear):
         bias: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
+        self.fp8.check_tokens(input)
         return self.fp8.linear(input, weight, bias)
 
 
@@ -77,8 +81,17 @@ class Fp8State:
 
     def __init__(self, layer: Any, config: Fp8Config) -> None:
         self.layer, self.enabled = layer, True
-        self.statistics = Statistics()
+        self.statistics, self.token_multiple = Statistics(), token_multiple(config)
         self.rounding: Rounding = self._rounding(layer, config)
+
+    def check_tokens(self, x: Tensor) -> None:
+        """Raises ConfigError for x [..., in] of a number of tokens that TE's kernels would refuse."""
+        tokens = x.numel() // x.shape[-1]
+        if self.enabled and tokens % self.token_multiple:
+            raise ConfigError(
+                f"FP8 multiplies a multiple of {self.token_multiple} tokens of a rank, got {tokens}; "
+                "change the sequence length"
+            )
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x·W' + bias, in FP8 unless the layer is left out."""

@@ -12,9 +12,10 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from nemo_xtoken.config import BlendPart, LossConfig, ParallelConfig, RunConfig
+from nemo_xtoken.config import BlendPart, LossConfig, ParallelConfig, RunConfig, TeacherConfig
 from nemo_xtoken.data.batches import GlobalBatches
 from nemo_xtoken.data.manifest import Manifest, TeacherSide
+from nemo_xtoken.data.padding import padded_for_fp8, padded_length, shares_layout, token_multiple
 from nemo_xtoken.data.prepared import PreparedData
 from nemo_xtoken.data.run_data import blended_dataset, check_lengths, check_same_tokenizers, prepared_teachers
 from nemo_xtoken.errors import ConfigError
@@ -65,6 +66,10 @@ class Training:
     def batches(self) -> GlobalBatches:
         """The training data from `start` on."""
         return _batches(self.config, self.layout, self.config.data.parts, self.start.consumed_samples)
+
+    def padded(self, micro_batches: Sequence[DistillBatch]) -> list[DistillBatch]:
+        """The same text in sequences that FP8 can multiply."""
+        return [padded_for_fp8(batch, self.config) for batch in micro_batches]
 
     def validation_batches(self) -> Iterator[list[DistillBatch]] | None:
         """The first batches of the validation data, the same at every call; None without validation data."""
@@ -138,6 +143,9 @@ def check(config: RunConfig, path: str, manifest: Manifest) -> None:
         key = f"the length of {teacher.name} in data.teacher_lengths" if own else "data.teacher_sequence_length"
         for parallel in (config.parallel, config.layout_of(settings)):
             check_length(key, config.data.teacher_length(teacher.name), parallel)
+        if settings.kind != "cached" and not shares_layout(settings):
+            length, layout = config.data.teacher_length(teacher.name), config.layout_of(settings)
+            check_tokens(key, length, settings, layout, config.train.micro_batch_size)
 
 
 def check_length(key: str, length: int, parallel: ParallelConfig) -> None:
@@ -149,6 +157,16 @@ def check_length(key: str, length: int, parallel: ParallelConfig) -> None:
         raise ConfigError(
             f"{key} {length} must be divisible by {divisor} with context_parallel_size {cp_size} "
             f"and sequence parallelism over {tp_size} ranks; change one of them"
+        )
+
+
+def check_tokens(key: str, length: int, teacher: TeacherConfig, parallel: ParallelConfig, sequences: int) -> None:
+    """Raises ConfigError for sequences that a teacher in FP8 can't multiply where they are not padded for it."""
+    needed = padded_length(length, sequences, parallel, token_multiple(teacher.fp8))
+    if length != needed:
+        raise ConfigError(
+            f"{key} {length} gives each rank of teacher {teacher.name!r} a number of tokens that is no multiple of "
+            f"{token_multiple(teacher.fp8)}, which its FP8 needs; set it to {needed} or another multiple"
         )
 
 

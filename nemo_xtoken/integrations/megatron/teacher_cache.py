@@ -30,8 +30,8 @@ from nemo_xtoken.integrations.megatron.checkpoint_files import fingerprint
 from nemo_xtoken.integrations.megatron.head_tap import head_options, head_weight
 from nemo_xtoken.integrations.megatron.layout import Layout
 from nemo_xtoken.integrations.megatron.model_checkpoint import HeadIds, load_model
-from nemo_xtoken.integrations.megatron.setup import check_length
-from nemo_xtoken.integrations.megatron.teacher_data import data_fingerprint, data_of
+from nemo_xtoken.integrations.megatron.setup import check_length, check_tokens
+from nemo_xtoken.integrations.megatron.teacher_data import data_fingerprint, data_of, precision_key
 from nemo_xtoken.integrations.megatron.teacher_forward import TeacherTokens, build_teacher, forward_all
 from nemo_xtoken.parallel import context_positions
 from nemo_xtoken.parallel.logits import logits_of
@@ -66,6 +66,7 @@ def _fill_all(config: RunConfig, teacher: TeacherConfig, job: CacheJob, layout: 
     check_length(
         f"the sequences of {side.name}, data.teacher_sequence_length or in teacher_lengths,", length, layout.parallel
     )
+    check_tokens(f"the sequences of {side.name}", length, teacher, layout.parallel, config.train.micro_batch_size)
     ids = HeadIds(teacher.model.vocab_size or side.vocab_size, side.fingerprint)
     dtype = torch.bfloat16 if config.train.bf16 else torch.float32
     model = build_teacher(teacher, layout, ids, length, dtype)
@@ -97,6 +98,7 @@ class _Runner:
             storage=self.job.storage,
             shard_starts=shard_starts(side.lengths, self.job.shard_tokens),
             seed=self.job.seed,
+            fp8=precision_key(self.teacher),
         )
         if self.layout.rank == 0:
             manifest.claim(directory)

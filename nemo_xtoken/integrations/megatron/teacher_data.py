@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from dataclasses import asdict
 
 import numpy as np
 
@@ -20,6 +22,11 @@ def data_of(config: RunConfig, teacher: TeacherConfig, path: str) -> tuple[Sampl
     (number,) = teacher_numbers([teacher], prepared.manifest, path)
     data, lengths = config.data, teacher_lengths(config.data, prepared.manifest)
     return sample_builder(prepared, data.student_sequence_length, lengths, data.exact_chunks_only, [number]), number
+
+
+def precision_key(teacher: TeacherConfig) -> str:
+    """What tells teachers in FP8 apart: other rounding, other hidden states. "" without FP8."""
+    return "" if teacher.fp8 is None else json.dumps(asdict(teacher.fp8), sort_keys=True)
 
 
 def data_fingerprint(builder: SampleBuilder, number: int) -> str:

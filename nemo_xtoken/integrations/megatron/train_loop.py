@@ -77,7 +77,7 @@ def train(config: RunConfig, layout: Layout, job: Job | None = None) -> None:
         for step in range(start.step + 1, config.train.steps + 1):
             watchdog.feed()
             record.begin(step)
-            line = train_step(training, step, next(batches))
+            line = train_step(training, step, training.padded(next(batches)))
             record.end(step)
             line.update(validate(training) if _is_due(step, config.train.validation_interval) else {})
             if log is not None:
@@ -183,7 +183,7 @@ def run_micro_batches(
         data_iterator=[iter(micro_batches) for _ in models],
         model=[*models],
         num_microbatches=len(micro_batches),
-        seq_length=config.data.student_sequence_length,
+        seq_length=micro_batches[0].student_tokens.shape[1],
         micro_batch_size=config.train.micro_batch_size,
         forward_only=forward_only,
     )
@@ -196,7 +196,7 @@ def validate(training: Training) -> Line:
     if batches is None:
         return {}
     count = training.config.train.validation_batches
-    micro_batches = [batch for _ in range(count) for batch in next(batches)]
+    micro_batches = training.padded([batch for _ in range(count) for batch in next(batches)])
     training.objective.prepare(micro_batches)
     means = run_micro_batches(training, micro_batches, Scales(), forward_only=True)
     return {f"validation_{name}": mean for name, mean in _counted(means).items() if name != "loss"}

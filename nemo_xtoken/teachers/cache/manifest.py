@@ -27,6 +27,7 @@ class CacheManifest:
     vocab_size      real ids of the teacher's head
     shard_starts    the first token of each shard, and the number of all tokens
     seed            of the draws of a sampled cache
+    fp8             how the teacher's layers multiplied, "" without FP8
     """
 
     teacher: str
@@ -36,6 +37,7 @@ class CacheManifest:
     storage: Storage
     shard_starts: tuple[int, ...]
     seed: int = 0
+    fp8: str = ""
     schema_version: int = SCHEMA_VERSION
 
     @property
