@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from megatron.core import parallel_state
+from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from nemo_xtoken import tokenizers
 from nemo_xtoken.config import ParallelConfig, RunConfig
 from nemo_xtoken.integrations.megatron import CacheJob, fill_caches, launch, train_loop
 from nemo_xtoken.integrations.megatron import layout as layouts
+from nemo_xtoken.integrations.megatron.checkpoint_files import checkpoint_path
 from nemo_xtoken.integrations.megatron.own_layout_teacher import OwnLayoutSource
 from nemo_xtoken.integrations.megatron.second_layout import SecondLayout
 from nemo_xtoken.integrations.megatron.setup import set_up
@@ -88,6 +89,13 @@ def together(world_size: int, configs: Sequence[RunConfig]) -> None:
     run_ranks(world_size, train_in_turn, configs, timeout=200)
 
 
+def saved_weights(config: RunConfig) -> set[str]:
+    """Names of what the last checkpoint has, without the optimizer."""
+    checkpoint = checkpoint_path(Path(config.run_dir), TRAIN.steps)
+    found = dist_checkpointing.load_tensors_metadata(str(checkpoint))
+    return {name for name in found if not name.startswith(("optimizer", "chained"))}
+
+
 @pytest.mark.parametrize(
     ("world_size", "cases"),
     [(2, TWO_RANKS), pytest.param(4, FOUR_RANKS, marks=pytest.mark.slow)],
@@ -98,8 +106,10 @@ def test_every_layout_under_every_other_gives_the_same_curve(
 ) -> None:
     runs = [run(folder, name.replace(" ", "_"), student, teacher) for name, (teacher, student) in cases.items()]
     together(world_size, runs)
+    alone = run(folder, "alone", layout(), None)
     for config in runs:
-        assert_same_curve(toy.metrics(config), toy.metrics(run(folder, "alone", layout(), None)))
+        assert_same_curve(toy.metrics(config), toy.metrics(alone))
+        assert saved_weights(config) == saved_weights(alone)
 
 
 def cached(folder: Path, cache: str, parallel: ParallelConfig, storage: Storage) -> CacheReader:
@@ -143,6 +153,11 @@ def observe(config: RunConfig) -> Seen:
     training = set_up(config, layouts.start(config.parallel, "cpu", config.train.seed))
     (source,) = training.objective.sources
     assert isinstance(source, OwnLayoutSource)
+    parameters = list(source.model.parameters())
+    optimized = {id(p) for group in training.optimizer.param_groups for p in group["params"]}
+    assert optimized
+    assert not optimized & {id(p) for p in parameters}
+    assert not any(p.requires_grad for p in parameters)
     weights, released = source.offloaded, list[bool]()
 
     def look(*_: Any) -> None:
