@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from megatron.bridge import AutoBridge
 from megatron.bridge.models.gemma.gemma2_provider import Gemma2ModelProvider
 from megatron.bridge.training.config import MockGPTDatasetConfig
 from megatron.bridge.training.mixed_precision import get_mixed_precision_config
 from megatron.core.transformer.enums import AttnMaskType
 
 from nemo_xtoken.config import LossConfig
-from nemo_xtoken.errors import ConfigError, UnavailableError
+from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.bridge import models, recipes, run
 from nemo_xtoken.integrations.bridge.arithmetic import check_layout
 from nemo_xtoken.integrations.bridge.config import BridgeTeacher, DistillationContainer
@@ -33,9 +32,13 @@ from tests.bridge import tiny
 
 pytestmark = pytest.mark.timeout(400)
 
-GPUS = {"llama32_1b_from_qwen3_4b": 8, "mistral_7b_from_qwen3_32b": 32}
+GPUS = {
+    "llama32_1b_from_qwen3_4b": 8,
+    "llama32_1b_from_phi4_mini": 8,
+    "llama32_1b_from_phi4_mini_and_llama32_3b": 8,
+    "mistral_7b_from_qwen3_32b": 32,
+}
 QWEN3 = "Qwen/Qwen3-4B"
-OF_PHI = ("llama32_1b_from_phi4_mini", "llama32_1b_from_phi4_mini_and_llama32_3b")
 
 
 @pytest.mark.parametrize("name", GPUS)
@@ -65,7 +68,7 @@ NAMED_OTHERWISE = {"hf_model_id", "vocab_size", "kv_channels", "max_position_emb
 NAMED_OTHERWISE |= {"use_transformer_engine_op_fuser", "bf16", "params_dtype"}
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", PRESETS)
 def test_a_published_model_is_bridges_own_preset(name: str) -> None:
     module, preset = PRESETS[name]
     own = getattr(pytest.importorskip(f"megatron.bridge.models.{module}", reason="0.6 has no presets"), preset)()
@@ -77,34 +80,41 @@ def test_a_published_model_is_bridges_own_preset(name: str) -> None:
     assert ours.kv_channels == (own.kv_channels or own.hidden_size // own.num_attention_heads)
 
 
-def test_every_recipe_is_built_here_or_says_why_not(folder: Path) -> None:
-    assert set(recipes.RECIPES) == {*GPUS, *OF_PHI, "tiny_cpu"}
-    for name in OF_PHI:
-        with pytest.raises(UnavailableError, match="no conversion of Phi3ForCausalLM"):
-            recipes.RECIPES[name]()
+def test_every_recipe_is_among_those_that_are_built_here(folder: Path) -> None:
+    assert set(recipes.RECIPES) == {*GPUS, "tiny_cpu"}
+    assert {*PRESETS, recipes.PHI4_MINI} == set(SHAPES)
     tiny_cpu = recipes.tiny_cpu(str(folder / "data"), student=str(folder / "llama"), teacher=str(folder / "qwen3"))
     assert check_layout(tiny_cpu, 1) == 1
 
 
-def test_the_recipes_with_phi_where_it_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(AutoBridge, "list_supported_models", lambda: ["Phi3ForCausalLM"])
+def test_the_recipes_with_phi() -> None:
     assert recipes.llama32_1b_from_phi4_mini().teachers[0].loss.mode == "h_kl"
     config = recipes.llama32_1b_from_phi4_mini_and_llama32_3b()
     phi, llama = config.teachers
     assert [(teacher.weight, teacher.loss.mode) for teacher in (phi, llama)] == [(0.8, "h_kl"), (0.2, "same_tokenizer")]
     assert config.dataset.teachers == (TeacherInData("phi4_mini", None), TeacherInData("llama32_3b", None))
-    assert check_layout(config, 8) == 8
+    assert phi.provider.longest_sequence == 4096
+    assert (phi.provider.rotary_percent, phi.provider.num_query_groups) == (0.75, 8)
+    assert phi.provider.rotary_factor == pytest.approx((1 + 5 / 12) ** 0.5)  # log(32) / log(4096)
 
 
+@pytest.mark.parametrize("name", GPUS)
 @pytest.mark.parametrize(
-    "precision", ["bf16_with_fp8_current_scaling_mixed", "bf16_with_fp8_delayed_scaling_mixed", "bf16_with_mxfp8_mixed"]
+    "precision",
+    [
+        "bf16_with_fp8_current_scaling_mixed",
+        "bf16_with_fp8_delayed_scaling_mixed",
+        "bf16_with_fp8_subchannel_scaling_mixed",
+        "bf16_with_mxfp8_mixed",
+    ],
 )
-def test_an_fp8_student_has_a_bf16_teacher(precision: str) -> None:
-    config = recipes.llama32_1b_from_qwen3_4b(precision=precision)
+def test_an_fp8_student_has_a_bf16_teacher(name: str, precision: str) -> None:
+    config = recipes.RECIPES[name](precision=precision)
+    assert check_layout(config, GPUS[name]) >= 1
     mixed = get_mixed_precision_config(config.mixed_precision)
     mixed.setup(config.model, config.optimizer, config.ddp)
     assert config.model.fp8 is not None
-    assert config.teachers[0].provider.fp8 is None
+    assert all(teacher.provider.fp8 is None and teacher.provider.bf16 for teacher in config.teachers)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from megatron.bridge import AutoBridge
 from megatron.core.transformer.enums import AttnMaskType
 
 from nemo_xtoken.errors import ConfigError
+from nemo_xtoken.integrations.bridge import phi3  # noqa: F401  # registers a conversion
 from nemo_xtoken.integrations.megatron.context_parallel import ContextParallelAttention
 from nemo_xtoken.integrations.megatron.models import block_spec, plain_kernels
 

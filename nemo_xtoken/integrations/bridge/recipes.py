@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from megatron.bridge import AutoBridge
 from megatron.bridge.training.config import (
     CheckpointConfig,
     ConfigContainer,
@@ -29,7 +28,7 @@ from megatron.bridge.training.config import (
 from megatron.bridge.training.tokenizers.config import TokenizerConfig
 
 from nemo_xtoken.config import DataConfig, LossConfig
-from nemo_xtoken.errors import ConfigError, UnavailableError
+from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.bridge import cpu_device
 from nemo_xtoken.integrations.bridge.config import BridgeTeacher, DistillationContainer
 from nemo_xtoken.integrations.bridge.distillation import extend
@@ -38,6 +37,7 @@ from nemo_xtoken.integrations.bridge.published import published
 from nemo_xtoken.integrations.bridge.versions import validation_of
 
 LLAMA32_1B = "meta-llama/Llama-3.2-1B"
+PHI4_MINI = "microsoft/Phi-4-mini-instruct"
 P_KL = LossConfig(mode="p_kl", teacher_top_k=8192)
 H_KL = LossConfig(mode="h_kl")
 SAME_TOKENIZER = LossConfig(mode="same_tokenizer")
@@ -59,12 +59,8 @@ def llama32_1b_from_qwen3_4b(
 def llama32_1b_from_phi4_mini(
     data: str = "data", *, projection: str | None = None, precision: str = "bf16_mixed", steps: int = 20_000
 ) -> DistillationContainer:
-    """Llama-3.2-1B from Phi-4-mini on 8 GPUs of 80 GB: H-KL, since Phi has the same numerals.
-
-    Raises UnavailableError where the installed Bridge has no conversion of Phi-3's architecture.
-    """
-    _require_architecture("Phi3ForCausalLM", "microsoft/Phi-4-mini-instruct")
-    teacher = BridgeTeacher(name="phi4_mini", model="microsoft/Phi-4-mini-instruct", projection=projection, loss=H_KL)
+    """Llama-3.2-1B from Phi-4-mini on 8 GPUs of 80 GB: H-KL, since Phi has the same numerals."""
+    teacher = BridgeTeacher(name="phi4_mini", provider=published(PHI4_MINI), projection=projection, loss=H_KL)
     return _recipe("llama32_1b_from_phi4_mini", published(LLAMA32_1B), [teacher], data, precision, steps)
 
 
@@ -74,12 +70,8 @@ def llama32_1b_from_phi4_mini_and_llama32_3b(
     """Llama-3.2-1B from Phi-4-mini (weight 0.8) and Llama-3.2-3B (0.2), on 8 GPUs of 80 GB.
 
     The data has to have both: `--teacher phi4_mini=SPEC --teacher llama32_3b=SPEC`. `projection` is Phi's.
-    Raises UnavailableError where the installed Bridge has no conversion of Phi-3's architecture.
     """
-    _require_architecture("Phi3ForCausalLM", "microsoft/Phi-4-mini-instruct")
-    phi = BridgeTeacher(
-        name="phi4_mini", model="microsoft/Phi-4-mini-instruct", projection=projection, loss=H_KL, weight=0.8
-    )
+    phi = BridgeTeacher(name="phi4_mini", provider=published(PHI4_MINI), projection=projection, loss=H_KL, weight=0.8)
     llama = BridgeTeacher(
         name="llama32_3b",
         provider=published("meta-llama/Llama-3.2-3B"),
@@ -211,11 +203,3 @@ def _placeholder(num_workers: int) -> MockGPTDatasetConfig:
         eod_mask_loss=False,
         num_workers=num_workers,
     )
-
-
-def _require_architecture(architecture: str, model: str) -> None:
-    if architecture not in AutoBridge.list_supported_models():
-        raise UnavailableError(
-            f"the installed Megatron-Bridge has no conversion of {architecture}, so it can't import {model}; train "
-            "with nemo_xtoken's own loop or NeMo, or take a recipe with another teacher"
-        )
