@@ -8,6 +8,7 @@ import sys
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from megatron.bridge.training.mixed_precision import get_mixed_precision_config
 from megatron.core.transformer.enums import AttnMaskType
 
 from nemo_xtoken.config import LossConfig
-from nemo_xtoken.errors import ConfigError
+from nemo_xtoken.errors import ConfigError, UnavailableError
 from nemo_xtoken.integrations.bridge import models, recipes, run
 from nemo_xtoken.integrations.bridge.arithmetic import check_layout
 from nemo_xtoken.integrations.bridge.config import BridgeTeacher, DistillationContainer
@@ -350,3 +351,10 @@ def test_weights_are_read_when_the_model_is_built(folder: Path) -> None:
     models.with_weights(provider, str(folder / "nowhere"))
     with pytest.raises(ConfigError, match=r"Megatron-Bridge can't import .*nowhere"):
         provider.pre_wrap_hook([])
+
+
+def test_fp8_without_transformer_engine_is_refused_when_layers_are_made() -> None:
+    from nemo_xtoken.integrations.bridge.models import local_layers
+
+    with pytest.raises(UnavailableError, match="recipe tensorwise, which needs transformer-engine"):
+        local_layers(SimpleNamespace(fp8="hybrid", fp8_recipe="tensorwise"))

@@ -6,7 +6,7 @@ import pytest
 
 from nemo_xtoken.config import Fp8Config, ModelConfig, ParallelConfig
 from nemo_xtoken.errors import UnavailableError
-from nemo_xtoken.integrations.megatron.fp8_backend import RECIPES, check_available, missing
+from nemo_xtoken.integrations.megatron.fp8_backend import RECIPES, check_available, check_config_available, missing
 from nemo_xtoken.integrations.megatron.models import block_spec, transformer_config
 
 MODEL = ModelConfig(num_layers=4, hidden_size=32, num_attention_heads=4)
@@ -56,3 +56,12 @@ def test_the_backend_te_is_refused_with_what_is_missing(recipe: str) -> None:
         check_available(fp8, "cpu")
     with pytest.raises(UnavailableError, match="with backend te needs"):
         block_spec(transformer_config(MODEL, ParallelConfig(), "cpu", fp8=fp8), "cpu", fp8)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_config_of_another_framework_is_refused_as_well(recipe: str) -> None:
+    fp8 = Fp8Config(recipe=recipe)  # type: ignore[arg-type]
+    config = transformer_config(MODEL, ParallelConfig(), "cpu", fp8=fp8)
+    with pytest.raises(UnavailableError, match=rf"recipe {RECIPES[fp8.recipe]}, which needs transformer-engine"):
+        check_config_available(config)
+    check_config_available(transformer_config(MODEL, ParallelConfig(), "cpu"))

@@ -15,6 +15,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.bridge import phi3  # noqa: F401  # registers a conversion
 from nemo_xtoken.integrations.megatron.context_parallel import ContextParallelAttention
+from nemo_xtoken.integrations.megatron.fp8_backend import check_config_available
 from nemo_xtoken.integrations.megatron.models import block_spec, plain_kernels
 
 
@@ -63,11 +64,13 @@ def adapt(provider: Any, device: torch.device) -> None:
 
 def local_layers(config: Any) -> Any:
     """The layers of a provider on the CPU."""
+    check_config_available(config)
     return block_spec(config, "cpu")
 
 
 def layers_for_packed_documents(own: Any, config: Any, vp_stage: int | None = None) -> Any:
     """A provider's own layer spec, with attention that takes a mask; a copy."""
+    check_config_available(config)
     if callable(own):
         takes_stage = "vp_stage" in inspect.signature(own).parameters
         own = own(config, vp_stage=vp_stage) if takes_stage else own(config)

@@ -64,6 +64,20 @@ def check_available(fp8: Fp8Config, device: str) -> None:
         )
 
 
+def check_config_available(config: Any) -> None:
+    """The same for the config of a model that NeMo or Megatron-Bridge builds, as their precision settings left it."""
+    if not config.fp8:
+        return
+    recipe: Fp8Recipe = next((ours for ours, theirs in RECIPES.items() if theirs == config.fp8_recipe), "delayed")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    lacks = missing(recipe, device)
+    if lacks:
+        raise UnavailableError(
+            f"the model's config asks for FP8, recipe {config.fp8_recipe}, which needs {' and '.join(lacks)}: "
+            "megatron-core would train without FP8 and say nothing; set fp8 to null, or a precision without FP8"
+        )
+
+
 def missing(recipe: Fp8Recipe, device: str) -> list[str]:
     """What Transformer Engine's kernels for a recipe lack on this rank's device."""
     lacks = [] if has_transformer_engine() else ["transformer-engine (extra 'fp8')"]

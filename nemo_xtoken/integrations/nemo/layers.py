@@ -17,6 +17,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.megatron.context_parallel import ContextParallelAttention
 from nemo_xtoken.integrations.megatron.facts import has_transformer_engine
+from nemo_xtoken.integrations.megatron.fp8_backend import check_config_available
 from nemo_xtoken.integrations.megatron.norm import TorchNorm
 
 
@@ -31,7 +32,8 @@ class DocumentLayers:
         self.wrapped = wrapped
 
     def __call__(self, config: TransformerConfig, vp_stage: int | None = None) -> Any:
-        """The spec of this pipeline stage."""
+        """The spec of this pipeline stage. Raises UnavailableError where FP8 needs what is not there."""
+        check_config_available(config)
         spec = copy.deepcopy(self._original(config, vp_stage))
         if isinstance(spec, TransformerBlockSubmodules):
             for layer in spec.layer_specs or []:
