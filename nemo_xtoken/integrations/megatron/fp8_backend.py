@@ -68,7 +68,9 @@ def check_config_available(config: Any) -> None:
     """The same for the config of a model that NeMo or Megatron-Bridge builds, as their precision settings left it."""
     if not config.fp8:
         return
-    recipe: Fp8Recipe = next((ours for ours, theirs in RECIPES.items() if theirs == config.fp8_recipe), "delayed")
+    recipe: Fp8Recipe = "delayed"
+    for ours, theirs in RECIPES.items():
+        recipe = ours if theirs == config.fp8_recipe else recipe
     device = "cuda" if torch.cuda.is_available() else "cpu"
     lacks = missing(recipe, device)
     if lacks:
