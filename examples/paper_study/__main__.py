@@ -6,10 +6,11 @@ import argparse
 import subprocess
 import sys
 
-from examples.paper_study.material import make_material
+from examples.paper_study.material import TEXT, make_material
 from examples.paper_study.plan import Study, read_study
 from examples.paper_study.runs import Chosen, count, search
 from examples.paper_study.tables import markdown, plot
+from examples.paper_study.text import make_text
 from nemo_xtoken.errors import XTokenError
 
 
@@ -23,6 +24,7 @@ def main() -> int:
             make_material(study, [loss for _, loss in chosen])
             search(study, chosen, arguments.jobs)
             count(study, chosen, arguments.seeds, arguments.jobs)
+        make_text(TEXT)  # results are found by its hash
         for setting in dict.fromkeys(setting for setting, _ in chosen):
             print(f"\n{setting}\n\n{markdown(study, setting)}")
             plot(study, setting)

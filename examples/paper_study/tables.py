@@ -28,6 +28,8 @@ HEADINGS = {
     "loss_rest": "nats per other token",
     "exact_answers": "exact answers",
 }
+FAR = 1.5
+"""A mean so many times the median of all is told as a number at the plot's edge, or the others would be one line."""
 DIGITS = {"mass_multi_digit": 3, "probability_multi_digit": 3, "exact_answers": 3}
 
 
@@ -94,9 +96,14 @@ def plot(study: Study, setting: str, folder: Path = RESULTS) -> Path | None:
 
 
 def _draw(axis: Axes, found: Mapping[str, Sequence[Line]], measure: str) -> None:
+    limit = FAR * statistics.median(Interval.of([line[measure] for line in lines]).mean for lines in found.values())
     for row, lines in enumerate(found.values()):
         values = [line[measure] for line in lines]
         interval = Interval.of(values)
+        if interval.mean > limit:
+            edge = axis.get_yaxis_transform()
+            axis.text(0.99, row, f"{interval.mean:.2f} →", transform=edge, ha="right", va="center")
+            continue
         axis.plot(values, [row] * len(values), "o", color="#7a9cc6", markersize=4, alpha=0.8)
         axis.errorbar(interval.mean, row, xerr=interval.half, fmt="|", color="#1b2a41", capsize=3, markersize=12)
     axis.set_yticks(range(len(found)), [name.replace("_", " ") for name in found])
