@@ -108,6 +108,7 @@ def _draw(axis: Axes, found: Mapping[str, Sequence[Line]], measure: str) -> None
         axis.errorbar(interval.mean, row, xerr=interval.half, fmt="|", color="#1b2a41", capsize=3, markersize=12)
     axis.set_yticks(range(len(found)), [name.replace("_", " ") for name in found])
     axis.set_xlabel(HEADINGS[measure])
+    axis.locator_params(axis="x", nbins=6)
     axis.grid(axis="x", alpha=0.3)
     if not axis.yaxis_inverted():
         axis.invert_yaxis()
