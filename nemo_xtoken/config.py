@@ -13,9 +13,12 @@ from nemo_xtoken.model_config import ModelConfig, ParallelConfig
 
 __all__ = [
     "Balance", "BalanceConfig", "BlendPart", "DataConfig", "Direction", "Fp8Config", "Implementation", "LossConfig",
-    "LossMode", "Merge", "ModelConfig", "OptimizerConfig", "ParallelConfig", "RunConfig", "TeacherConfig",
+    "LossMode", "Merge", "ModelConfig", "Offload", "OptimizerConfig", "ParallelConfig", "RunConfig", "TeacherConfig",
     "TeacherLength", "TrainConfig",
 ]  # fmt: skip
+
+Offload = Literal["hidden", "parameters", "both"]
+"""What of a teacher waits in host memory."""
 
 FILE_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -77,7 +80,7 @@ class TeacherConfig:
     model: ModelConfig
     checkpoint: str
     parallel: ParallelConfig | None = None
-    offload: Literal["hidden", "parameters", "both"] | None = None
+    offload: Offload | None = None
     patience_seconds: float = 300.0
     projection: str | None = None
     loss: LossConfig = field(default_factory=LossConfig)

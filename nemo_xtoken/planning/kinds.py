@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
-from nemo_xtoken.config import RunConfig
+from nemo_xtoken.config import Offload, RunConfig
 from nemo_xtoken.planning.hardware import Hardware
 from nemo_xtoken.planning.memory import (
     Memory,
@@ -30,7 +29,6 @@ from nemo_xtoken.teachers.cache.rows import Storage, bytes_per_token
 
 SIZES = (1, 2, 4, 8)
 OWN_LAYOUT = "colocated, own layout"
-Offload = Literal["hidden", "parameters", "both"] | None
 MOST_STAGES = 16
 
 
@@ -212,12 +210,11 @@ def _own_layouts(setting: Setting, gpus: int) -> Iterator[OwnLayout]:
     fixed = next((t for t in config.teachers if t.kind == "colocated" and t.parallel is not None), None)
     largest = max(setting.teachers, key=lambda teacher: teacher.parameters)
     cuts = ((cut.tp, cut.pp, 1) for cut in _cuts(largest, setting.hardware.node_gpus))
-    offloads: tuple[Offload, ...] = (None, "hidden", "parameters", "both")
+    offloads: tuple[Offload | None, ...] = (None, "hidden", "parameters", "both")
     if fixed is not None and fixed.parallel is not None:
         own = fixed.parallel
-        cuts = iter(
-            [(own.tensor_model_parallel_size, own.pipeline_model_parallel_size, own.context_parallel_size)]
-        )  # fmt: skip
+        sizes = (own.tensor_model_parallel_size, own.pipeline_model_parallel_size, own.context_parallel_size)
+        cuts = iter([sizes])
         offloads = (fixed.offload,)
     for tp, pp, cp in cuts:
         dp = gpus // (tp * pp * cp)

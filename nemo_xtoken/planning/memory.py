@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
 
-from nemo_xtoken.config import RunConfig
+from nemo_xtoken.config import Offload, RunConfig
 from nemo_xtoken.parallel.memory import BLOCK_SHARE, MIB, TEACHER_ROWS_PER_STUDENT_ROW
 from nemo_xtoken.planning.shapes import Shape
 
@@ -105,7 +104,7 @@ class OwnLayout:
     teachers: tuple[Shape, ...]
     dp: int
     cp: int = 1
-    offload: Literal["hidden", "parameters", "both"] | None = None
+    offload: Offload | None = None
 
     @property
     def offloads_hidden(self) -> bool:
