@@ -307,27 +307,6 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_command_trains_a_recipe_and_goes_on_with_it(folder: Path, tmp_path: Path) -> None:
-    keys = [
-        f"student={folder / 'llama'}",
-        f"teacher={folder / 'qwen3'}",
-        f"data.path={folder / 'data'}",
-        f"teachers.0.projection={folder / 'projection.safetensors'}",
-        "model.tensor_model_parallel_size=2",
-        "scheduler.lr_decay_iters=20",
-    ]
-    result = command("--device", "cpu", "tiny_cpu", *keys, "train.train_iters=2", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr[-2000:]
-    saved = tmp_path / "checkpoints" / "tiny_cpu"
-    assert (saved / "latest_checkpointed_iteration.txt").read_text() == "2"
-    assert "kd:" in result.stdout
-    again = command("--device", "cpu", "tiny_cpu", *keys, "train.train_iters=3", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr[-2000:]
-    assert (saved / "latest_checkpointed_iteration.txt").read_text() == "3"
-    assert "iteration        3/" in again.stdout
-    assert "iteration        2/" not in again.stdout
-
-
 def test_the_command_tells_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     result = command("--device", "cpu", "llama32_9b", cwd=tmp_path)
     assert (result.returncode, result.stderr.splitlines()[-1][:34]) == (2, "error: there is no recipe 'llama32")
