@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nemo_xtoken.fp8.formats import LARGEST, saturating_cast
+from nemo_xtoken.fp8.formats import LARGEST, decoded, is_zero, saturating_cast
 from nemo_xtoken.fp8.scales import current_scale, power_of, shared_exponent
 
 BLOCK = 128
@@ -22,7 +22,7 @@ class Quantised(NamedTuple):
 
     def dequantised(self) -> Tensor:
         """What a tensor core multiplies, in fp32."""
-        return self.values.float() * self.inverse
+        return decoded(self.values).mul_(self.inverse)
 
 
 def per_tensor(tensor: Tensor, scale: Tensor, dtype: torch.dtype) -> Quantised:
@@ -57,7 +57,7 @@ def per_32(tensor: Tensor, dtype: torch.dtype) -> Quantised:
 def out_of_range(tensor: Tensor, quantised: Quantised) -> tuple[Tensor, Tensor]:
     """How many values that are not zero became zero, and how many were beyond the largest number; [] int64 each."""
     scaled = tensor.float() / quantised.inverse
-    underflow = (tensor != 0) & (quantised.values.float() == 0)
+    underflow = (tensor != 0) & is_zero(quantised.values)
     overflow = scaled.abs() > LARGEST[quantised.values.dtype]
     return underflow.sum(), overflow.sum()
 

@@ -7,7 +7,7 @@ import torch
 
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.fp8.delayed import History, new_history, updated
-from nemo_xtoken.fp8.formats import E4M3, E5M2, LARGEST, saturating_cast
+from nemo_xtoken.fp8.formats import E4M3, E5M2, LARGEST, decoded, is_zero, saturating_cast
 from nemo_xtoken.fp8.quantise import out_of_range, per_32, per_block, per_tensor
 from nemo_xtoken.fp8.scales import FP32_LARGEST, current_scale, delayed_scale, power_of, shared_exponent
 from nemo_xtoken.fp8_config import Fp8Config
@@ -35,6 +35,16 @@ def test_the_cast_saturates_where_torchs_own_makes_infinity(dtype: torch.dtype) 
 def test_a_number_is_rounded_to_the_nearest_and_a_tie_to_even() -> None:
     # Between 16 and 32 E4M3 has every second number; 17 and 19 lie halfway.
     assert saturating_cast(torch.tensor([17.0, 17.1, 19.0]), E4M3).float().tolist() == [16.0, 18.0, 20.0]
+
+
+@pytest.mark.parametrize(("dtype", "nans"), [(E4M3, 2), (E5M2, 6)])
+def test_every_code_is_the_number_that_torch_makes_of_it(dtype: torch.dtype, nans: int) -> None:
+    codes = torch.arange(256).to(torch.uint8).view(dtype).reshape(2, 128).t()
+    numbers, expected = decoded(codes), codes.float()
+    assert torch.equal(numbers.view(torch.int32), expected.view(torch.int32))  # the sign of zero and NaN as well
+    assert numbers.isnan().sum() == nans
+    assert torch.equal(is_zero(codes), expected == 0)
+    assert is_zero(codes).sum() == 2
 
 
 def test_the_scale_of_delayed_scaling_by_hand() -> None:

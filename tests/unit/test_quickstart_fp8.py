@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,15 @@ def test_a_run_differs_from_the_quickstarts_in_what_it_says(run: Run, tmp_path: 
     assert config.fp8 is None or (config.fp8.recipe, config.fp8.backend) == (run.recipe, "emulate")
     assert (config.train.seed, config.data.seed, config.train.steps) == (2, 2, 40)
     assert config.parallel.tensor_model_parallel_size == run.tp
-    assert (config.student, config.teachers, config.optimizer) == (plain.student, plain.teachers, plain.optimizer)
+    teachers = (replace(plain.teachers[0], kind="cached"),)
+    assert (config.student, config.teachers, config.optimizer) == (plain.student, teachers, plain.optimizer)
     assert config.train.global_batch_size == plain.train.global_batch_size
     assert config.data.path == plain.data.path
+
+
+def test_the_curve_has_the_mean_of_every_ten_steps() -> None:
+    points = [(float(step), float(step % 10)) for step in range(1, 26)]
+    assert quickstart_fp8.thinned(points) == [(10, 4.5), (20, 4.5), (25, 3.0)]
 
 
 def test_a_run_that_was_stopped_is_the_only_one_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,6 +51,7 @@ def test_a_run_that_was_stopped_is_the_only_one_that_goes_on(tmp_path: Path, mon
         return line_of(run, 1.0)
 
     monkeypatch.setattr(quickstart_fp8, "execute", execute)
+    monkeypatch.setattr(quickstart_fp8, "call", lambda *_: None)
     with pytest.raises(XTokenError, match="stopped"):
         quickstart_fp8.train_missing(runs, tmp_path)
     quickstart_fp8.train_missing(runs, tmp_path)
