@@ -130,16 +130,19 @@ def test_other_layouts_learn_the_same_with_delayed_scaling(folder: Path, paralle
     assert losses(curve(run(folder, name, "delayed", parallel, steps=3))) == pytest.approx(losses(alone), rel=1e-4)
 
 
-def test_a_run_goes_on_with_the_scales_of_its_checkpoint(folder: Path) -> None:
-    config = run(folder, "whole", "delayed", TP2, checkpoint_interval=2)
+@pytest.mark.parametrize("parallel", [ParallelConfig(), TP2], ids=["tp1", "tp2"])
+def test_a_run_goes_on_with_the_scales_of_its_checkpoint(folder: Path, parallel: ParallelConfig) -> None:
+    ranks = parallel.world_size
+    config = run(folder, f"whole_{ranks}", "delayed", parallel, checkpoint_interval=2)
     whole = curve(config)
-    for name in ("again", "forgetful"):
-        shutil.copytree(folder / "whole", folder / name)
-        shutil.rmtree(checkpoint_path(folder / name, 4))
-    assert curve(replace(config, run_dir=str(folder / "again"))) == whole
-    forgetful = curve(replace(config, run_dir=str(folder / "forgetful")), with_scales_of_one)
-    assert forgetful[:2] == whole[:2]
-    assert losses(forgetful[2:]) != losses(whole[2:])
+    again, forgetful = (replace(config, run_dir=str(folder / f"{name}_{ranks}")) for name in ("again", "forgetful"))
+    for stopped in (again, forgetful):
+        shutil.copytree(config.run_dir, stopped.run_dir)
+        shutil.rmtree(checkpoint_path(Path(stopped.run_dir), 4))
+    assert curve(again) == whole
+    wrong = curve(forgetful, with_scales_of_one)
+    assert wrong[:2] == whole[:2]
+    assert losses(wrong[2:]) != losses(whole[2:])
 
 
 def with_scales_of_one(config: RunConfig) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -65,6 +66,30 @@ def test_the_error_of_one_product_lies_in_the_band_of_its_format(recipe: str, nu
     assert dw == pytest.approx(backward, abs=0.004)
 
 
+def two_layers(layers: tuple[Rounding, Rounding] | None) -> tuple[Tensor, Tensor]:
+    """y and dx of one layer after the other."""
+    x, weight, gradient = problem()
+    other = torch.randn(256, 256, generator=torch.Generator().manual_seed(4))
+    x.requires_grad_()
+    hidden = x
+    for i, parameter in enumerate((weight, other)):
+        linear = torch.nn.functional.linear
+        hidden = linear(hidden, parameter) if layers is None else fp8_linear(hidden, parameter, layers[i])
+    hidden.backward(gradient)
+    assert x.grad is not None
+    return hidden.detach(), x.grad
+
+
+@pytest.mark.parametrize(
+    ("recipe", "backward"), [("delayed", 0.084), ("current", 0.084), ("blockwise", 0.054), ("mxfp8", 0.054)]
+)
+def test_the_errors_of_two_layers_add_up_as_independent_ones_do(recipe: str, backward: float) -> None:
+    pair = calibrated_pair(recipe, two_layers)
+    y, dx = (float((a - b).norm() / b.norm()) for a, b in zip(two_layers(pair), two_layers(None), strict=True))
+    assert y == pytest.approx(0.054, abs=0.004)
+    assert dx == pytest.approx(backward, abs=0.005)
+
+
 def gradient_of_a_mean(rounding: tuple[Rounding, Rounding] | None) -> Tensor:
     """The first layer's weight gradient of two layers, of the mean over 65,536 outputs."""
     x, weight, other = problem()
@@ -84,22 +109,22 @@ def test_without_a_calibration_the_first_gradients_of_a_mean_are_lost() -> None:
     pair = rounding_of("delayed"), rounding_of("delayed")
     lost = gradient_of_a_mean(pair)
     assert float((lost - exact).norm() / exact.norm()) > 0.9
-    pair = calibrated_pair()
+    pair = calibrated_pair("delayed", gradient_of_a_mean)
     assert float((gradient_of_a_mean(pair) - exact).norm() / exact.norm()) < 0.12
 
 
-def calibrated_pair() -> tuple[Delayed, Delayed]:
-    """Two layers that have seen one pass without rounding."""
-    first, second = rounding_of("delayed"), rounding_of("delayed")
-    assert isinstance(first, Delayed)
-    assert isinstance(second, Delayed)
-    first.calibrating = second.calibrating = True
-    gradient_of_a_mean((first, second))
-    for layer in (first, second):
-        layer.update(FORWARD, same)
-        layer.update(BACKWARD, same)
-        layer.calibrating = False
-    return first, second
+def calibrated_pair(recipe: str, look: Callable[[tuple[Rounding, Rounding]], object]) -> tuple[Rounding, Rounding]:
+    """Two layers that have seen one pass without rounding, where the recipe needs one."""
+    pair = rounding_of(recipe), rounding_of(recipe)
+    histories = [layer for layer in pair if isinstance(layer, Delayed)]
+    for history in histories:
+        history.calibrating = True
+    look(pair)
+    for history in histories:
+        history.update(FORWARD, same)
+        history.update(BACKWARD, same)
+        history.calibrating = False
+    return pair
 
 
 def test_an_evaluation_notes_nothing() -> None:
