@@ -15,6 +15,7 @@ curve          [step, nats per token] of the training text, means over 10 steps:
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import resource
@@ -32,6 +33,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from PIL import Image
 
 from nemo_xtoken.errors import DataError, XTokenError
 from nemo_xtoken.report.run_record import read_run
@@ -162,29 +164,32 @@ def append(file: Path, line: Line) -> None:
         stream.write(json.dumps(line) + "\n")
 
 
+def pairs(lines: Sequence[Line], recipe: str, tp: int) -> list[tuple[Line, Line]]:
+    """Each run of a recipe, by seed, with what it is held against: the control of the same seed and ranks.
+
+    A control on several ranks is held against the one on the fewest, whose sums have another order: that is the noise.
+    """
+    fewest = min(line["tp"] for line in lines)
+    if recipe == CONTROL and tp == fewest:
+        return []
+    against = fewest if recipe == CONTROL else tp
+    controls = {line["seed"]: line for line in lines if (line["recipe"], line["tp"]) == (CONTROL, against)}
+    return [(line, controls[line["seed"]]) for line in runs_of(lines, recipe, tp) if line["seed"] in controls]
+
+
+def runs_of(lines: Sequence[Line], recipe: str, tp: int) -> list[Line]:
+    """The lines of a recipe on so many ranks, by seed."""
+    return sorted((line for line in lines if (line["recipe"], line["tp"]) == (recipe, tp)), key=lambda one: one["seed"])
+
+
 def costs(lines: Sequence[Line], recipe: str, tp: int) -> list[float]:
-    """By how many percent the held-out loss of a recipe is above the control's of the same seed."""
-    controls = {line["seed"]: line["bits_per_byte"] for line in lines if (line["recipe"], line["tp"]) == (CONTROL, tp)}
-    own = [line for line in lines if (line["recipe"], line["tp"]) == (recipe, tp) and line["seed"] in controls]
-    return [100 * (line["bits_per_byte"] / controls[line["seed"]] - 1) for line in sorted(own, key=by_seed)]
-
-
-def by_seed(line: Line) -> int:
-    """For sorting."""
-    return int(line["seed"])
+    """By how many percent the held-out loss of a recipe's runs is above that of their controls."""
+    return [100 * (own["bits_per_byte"] / other["bits_per_byte"] - 1) for own, other in pairs(lines, recipe, tp)]
 
 
 def markdown(lines: Sequence[Line]) -> str:
     """A row for each recipe and number of ranks: its loss by seed, and what FP8 costs."""
-    heading = [
-        "recipe",
-        "ranks",
-        "seeds",
-        "held-out bits per byte",
-        "against fp32 by seed",
-        "mean",
-        f"within {WITHIN:g} %",
-    ]
+    heading = ["recipe", "ranks", "held-out bits per byte by seed", "against fp32", "mean", f"within {WITHIN:g} %"]
     rows = [heading, ["---"] * len(heading), *rows_of(lines)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -193,18 +198,20 @@ def rows_of(lines: Sequence[Line]) -> Iterator[list[str]]:
     """The table's cells."""
     for tp in sorted({line["tp"] for line in lines}):
         for recipe in (CONTROL, *RECIPES):
-            own = sorted((line for line in lines if (line["recipe"], line["tp"]) == (recipe, tp)), key=by_seed)
-            if not own:
-                continue
-            losses = ", ".join(f"{line['bits_per_byte']:.4f}" for line in own)
-            cells = [recipe, str(tp), ", ".join(str(line["seed"]) for line in own), losses]
-            more = costs(lines, recipe, tp)
-            if recipe == CONTROL or not more:
-                yield [*cells, "", "", ""]
-            else:
-                by_run = ", ".join(f"{cost:+.2f} %" for cost in more)
-                verdict = "yes" if max(map(abs, more)) <= WITHIN else "no"
-                yield [*cells, by_run, f"{statistics.fmean(more):+.2f} %", verdict]
+            if own := runs_of(lines, recipe, tp):
+                losses = ", ".join(f"{line['bits_per_byte']:.4f}" for line in own)
+                yield [recipe, str(tp), losses, *difference_cells(costs(lines, recipe, tp))]
+
+
+def difference_cells(percent: Sequence[float]) -> list[str]:
+    """By seed, the mean with its standard error, and what of it is within the bound."""
+    if not percent:
+        return ["", "", ""]
+    mean = f"{statistics.fmean(percent):+.2f} %"
+    if len(percent) > 1:
+        mean += f" ± {statistics.stdev(percent) / len(percent) ** 0.5:.2f}"
+    within = "all" if max(map(abs, percent)) <= WITHIN else "mean" if abs(statistics.fmean(percent)) <= WITHIN else "no"
+    return [", ".join(f"{one:+.2f} %" for one in percent), mean, within]
 
 
 def plot(lines: Sequence[Line], path: Path) -> None:
@@ -212,38 +219,38 @@ def plot(lines: Sequence[Line], path: Path) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for recipe in (CONTROL, *RECIPES):
         draw(left, [line["curve"] for line in lines if line["recipe"] == recipe], recipe)
-    for recipe in RECIPES:
-        draw(right, differences(lines, recipe), recipe)
+    for recipe in (*RECIPES, CONTROL):
+        draw(right, differences(lines, recipe), recipe, each=True)
     left.set(xlabel="step", ylabel="training loss, nats per token", yscale="log")
+    left.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+    left.tick_params(which="minor", labelleft=False)
     left.legend(frameon=False)
-    right.axhspan(-WITHIN, WITHIN, color=COLOURS[CONTROL], alpha=0.07, linewidth=0)
-    right.axhline(0, color=COLOURS[CONTROL], linewidth=1)
+    right.axhline(0, color="#8a8f98", linewidth=1)
     right.set(xlabel="step", ylabel="above fp32 of the same seed, %")
-    figure.savefig(path, dpi=110)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=100)
     pyplot.close(figure)
+    Image.open(buffer).convert("RGB").quantize(64).save(path, optimize=True)  # a third of the size
 
 
-def draw(axis: Axes, curves: Sequence[Points], recipe: str) -> None:
-    """The mean of some curves, and from the lowest to the highest of them."""
+def draw(axis: Axes, curves: Sequence[Points], recipe: str, *, each: bool = False) -> None:
+    """The mean of some curves, and each of them faintly."""
     if not curves:
         return
     steps = [step for step, _ in curves[0]]
+    for curve in curves if each else ():
+        axis.plot(*zip(*curve, strict=True), color=COLOURS[recipe], linewidth=0.5, alpha=0.35)
     values = [[value for _, value in points] for points in zip(*curves, strict=True)]
-    axis.fill_between(steps, [*map(min, values)], [*map(max, values)], color=COLOURS[recipe], alpha=0.12, linewidth=0)
-    axis.plot(steps, [*map(statistics.fmean, values)], color=COLOURS[recipe], linewidth=1.4, label=recipe)
+    axis.plot(steps, [*map(statistics.fmean, values)], color=COLOURS[recipe], linewidth=1.6, label=recipe)
 
 
 def differences(lines: Sequence[Line], recipe: str) -> list[Points]:
-    """[step, percent above the control] of each of a recipe's runs that has a control."""
-    controls = {(line["tp"], line["seed"]): line["curve"] for line in lines if line["recipe"] == CONTROL}
-    pairs = [
-        (line["curve"], controls[line["tp"], line["seed"]])
-        for line in lines
-        if line["recipe"] == recipe and (line["tp"], line["seed"]) in controls
-    ]
+    """[step, percent above its control] of each of a recipe's runs."""
+    sizes = sorted({line["tp"] for line in lines})
+    both = [(own["curve"], other["curve"]) for tp in sizes for own, other in pairs(lines, recipe, tp)]
     return [
         [(step, 100 * (value / other - 1)) for (step, value), (_, other) in zip(own, control, strict=True)]
-        for own, control in pairs
+        for own, control in both
     ]
 
 

@@ -33,7 +33,8 @@ class Statistics:
         if not self.collecting:
             return
         sums = torch.stack([*out_of_range(tensor, quantised), tensor.count_nonzero()]).double()
-        largest = torch.stack([tensor.abs().max().float(), quantised.inverse.max()])
+        coarsest = torch.where(tensor != 0, quantised.inverse, 0).max()  # the scale of a block of zeros is none
+        largest = torch.stack([tensor.abs().max().float(), coarsest])
         self.sums[slot] = self.sums[slot] + sums if slot in self.sums else sums
         self.largest[slot] = torch.maximum(self.largest[slot], largest) if slot in self.largest else largest
 

@@ -151,3 +151,17 @@ def test_statistics_by_hand() -> None:
     assert summary(statistics.sums["input"], statistics.largest["input"])["amax"] == 1000.0
     statistics.clear()
     assert statistics.largest == {}
+
+
+@pytest.mark.parametrize("recipe", ["blockwise", "mxfp8"])
+def test_a_block_of_zeros_is_not_the_coarsest(recipe: str) -> None:
+    """Its scale is 1, and that of 1/4 is 1,024 or more: rows that count in no loss have gradients of zero."""
+    rounding = rounding_of(recipe, "e4m3")
+    assert isinstance(rounding, InBlocks)
+    rounding.statistics.collecting = True
+    gradient = torch.full((64, 128), 0.25)
+    gradient[:32] = 0
+    rounding.gradients(gradient)
+    assert summary(rounding.statistics.sums["gradient"], rounding.statistics.largest["gradient"]) == {
+        "amax": 0.25, "scale": 1024, "underflow": 0, "overflow": 0
+    }  # fmt: skip

@@ -14,7 +14,8 @@ from examples.quickstart_fp8 import CONTROL, RECIPES, Run, costs, markdown, miss
 from nemo_xtoken.config_io import load_run
 from nemo_xtoken.errors import DataError, XTokenError
 
-QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart.yaml"
+CHECKOUT = Path(__file__).resolve().parents[2]
+QUICKSTART = CHECKOUT / "examples" / "quickstart.yaml"
 
 
 def line_of(run: Run, bits: float) -> dict[str, Any]:
@@ -67,12 +68,15 @@ def test_the_cost_of_a_recipe_is_against_the_control_of_the_same_seed_and_ranks(
     lines += [line_of(Run("mxfp8", 1, 2), 2.03), line_of(Run("mxfp8", 1, 1), 0.995), line_of(Run("mxfp8", 1, 3), 9.0)]
     assert costs(lines, "mxfp8", 1) == pytest.approx([-0.5, 1.5])
     assert costs(lines, "mxfp8", 2) == []
+    assert costs(lines, CONTROL, 1) == []
+    assert costs(lines, CONTROL, 2) == pytest.approx([300])  # of the same seed on one rank
     rows = markdown(lines).splitlines()
-    assert rows[2:4] == [
-        "| fp32 | 1 | 1, 2 | 1.0000, 2.0000 |  |  |  |",
-        "| mxfp8 | 1 | 1, 2, 3 | 0.9950, 2.0300, 9.0000 | -0.50 %, +1.50 % | +0.50 % | no |",
+    assert rows[2:] == [
+        "| fp32 | 1 | 1.0000, 2.0000 |  |  |  |",
+        "| mxfp8 | 1 | 0.9950, 2.0300, 9.0000 | -0.50 %, +1.50 % | +0.50 % ± 1.00 | mean |",
+        "| fp32 | 2 | 4.0000 | +300.00 % | +300.00 % | no |",
     ]
-    assert rows[4].startswith("| fp32 | 2 |")
+    assert quickstart_fp8.difference_cells([0.9, -1.0])[2] == "all"
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -89,8 +93,8 @@ def test_the_table_and_the_curve_of_what_is_there(
 ) -> None:
     write(tmp_path, [line_of(run, 1.0 + run.seed / 100) for run in planned([1, 2], [1], RECIPES, [])])
     assert run_main(monkeypatch, "--table", "--folder", tmp_path) == 0
-    assert capsys.readouterr().out.count("+0.00 % | yes |") == 4
-    assert image.imread(tmp_path / "curve.png").shape[1] > 900
+    assert capsys.readouterr().out.count("+0.00 % ± 0.00 | all |") == 4
+    assert image.imread(tmp_path / "curve.png").shape[1] == 900
     assert (tmp_path / "curve.png").stat().st_size < 60_000
     assert run_main(monkeypatch, "train.steps=3", "--table", "--folder", tmp_path) == 1
     assert "has no run with these changes" in capsys.readouterr().err
@@ -105,3 +109,9 @@ def test_without_a_teacher_or_with_a_damaged_line_there_is_one_line_of_error(
     (tmp_path / "runs.jsonl").write_text('{"recipe": "fp32"}\n[half', encoding="utf-8")
     with pytest.raises(DataError, match=r"runs\.jsonl:2: expected a JSON object, got '\[half'"):
         read_lines(tmp_path / "runs.jsonl")
+
+
+def test_the_readme_has_the_table_of_the_committed_runs() -> None:
+    lines = read_lines(CHECKOUT / "examples" / "quickstart_fp8_results" / quickstart_fp8.RESULTS)
+    assert {line["recipe"] for line in lines} == {CONTROL, *RECIPES}
+    assert markdown(lines) in (CHECKOUT / "README.md").read_text(encoding="utf-8")
