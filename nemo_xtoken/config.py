@@ -37,6 +37,11 @@ def check_teacher(name: str, weight: float, loss: LossConfig, learn_projection: 
         f"of W, got {loss.mode}; set one of them",
     )
     require(
+        not (learn_projection and loss.chain),
+        f"teacher {name!r}: loss.chain takes the first piece of each token, which leaves nothing of W to learn; "
+        "set loss.chain or learn_projection to false",
+    )
+    require(
         FILE_NAME.fullmatch(name) is not None,
         f"teacher names are letters, digits and . _ - (they name files and metrics), got {name!r}",
     )

@@ -23,6 +23,8 @@ class LossConfig:
     mode              p_kl where critical tokens lie outside the common set, h_kl where they lie inside: see the audit
     merge             how the predictors of a chunk become one distribution
     direction         forward is KL(teacher || student)
+    chain             P-KL, merge first: compare the chunk piece by piece, by the chain rule: the first piece by W, then
+                      for each piece that has come what follows it, or that the token ends. See `losses.piece_chain`
     temperature       of both softmaxes; the loss carries its square
     teacher_top_k     P-KL: only the columns with the largest teacher logit in the micro batch; None is all, exact
     hybrid_threshold  H-KL: least weight W[s, t] for which (s, t) joins the common set
@@ -38,6 +40,7 @@ class LossConfig:
     mode: LossMode = "p_kl"
     merge: Merge = "mean"
     direction: Direction = "forward"
+    chain: bool = False
     temperature: float = 1.0
     teacher_top_k: int | None = None
     hybrid_threshold: float = 0.6
@@ -62,7 +65,22 @@ class LossConfig:
             self.implementation != "triton" or self.mode in PROJECTING,
             f"loss mode {self.mode} has no triton kernels, {' and '.join(PROJECTING)} have: set implementation to auto",
         )
+        if self.chain:
+            self._check_chain()
         require(0 < self.hybrid_threshold <= 1, f"hybrid_threshold must lie in (0, 1], got {self.hybrid_threshold}")
+
+    def _check_chain(self) -> None:
+        for is_met, needed, value in (
+            (self.mode == "p_kl", "mode p_kl", self.mode),
+            (self.merge == "first", "merge first", self.merge),
+            (self.teacher_top_k is None, "teacher_top_k null", self.teacher_top_k),
+            (not self.one_to_one_only, "one_to_one_only false", self.one_to_one_only),
+        ):
+            require(
+                is_met,
+                f"loss.chain compares the pieces of a chunk on all of the teacher's columns: it needs loss.{needed}, "
+                f"got {value}",
+            )
 
     def with_mode(self, mode: LossMode) -> LossConfig:
         """The same settings for another mode."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nemo_xtoken.projection.matrix import ProjectionMatrix
+from nemo_xtoken.projection.piece_table import PieceTable
 from nemo_xtoken.types import IGNORED_LABEL, ChunkRows, DistillBatch
 
 
@@ -118,3 +120,47 @@ def random_problem(
         batch=batch,
         matrix=random_matrix(rng, student_vocab, teacher_vocab),
     )
+
+
+def chain_problem(seed: int = 0, *, student_vocab: int = 40, teacher_vocab: int = 19, **others: Any) -> Problem:
+    """A random problem in which student tokens are sequences of teacher tokens, and most chunks of one token are such.
+
+    Half of the pieces are among three teacher tokens, so that many tokens begin alike; some tokens are nothing to the
+    teacher, and some pieces are no token's first.
+    """
+    rng = np.random.default_rng(seed)
+    problem = random_problem(seed, student_vocab=student_vocab, teacher_vocab=teacher_vocab, **others)
+    pieces = _random_pieces(rng, student_vocab, teacher_vocab)
+    student_labels, teacher_labels = (x.flatten() for x in (problem.batch.student_labels, problem.batch.teacher_labels))
+    chunks = problem.batch.chunks
+    for a, b, c, d in zip(
+        *(x.tolist() for x in (chunks.student_start, chunks.student_end, chunks.teacher_start, chunks.teacher_end)),
+        strict=True,
+    ):
+        fitting = [token for token, taus in enumerate(pieces) if len(taus) == d - c]
+        if b - a == 1 and fitting and rng.random() < 0.8:
+            token = int(rng.choice(fitting))
+            student_labels[a], teacher_labels[c:d] = token, torch.tensor(pieces[token])
+    table = PieceTable.of(pieces)
+    whole = ProjectionMatrix(np.full((student_vocab, 1), -1, np.int32), np.zeros((student_vocab, 1), np.float32), 99)
+    first = replace(whole, teacher_vocab_size=teacher_vocab, pieces=table).first_pieces()
+    batch = replace(
+        problem.batch,
+        student_labels=student_labels.view_as(problem.batch.student_labels),
+        teacher_labels=teacher_labels.view_as(problem.batch.teacher_labels),
+    )
+    return replace(problem, batch=batch, matrix=first)
+
+
+def _random_pieces(rng: np.random.Generator, student_vocab: int, teacher_vocab: int) -> list[list[int]]:
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < student_vocab - 3:
+        count = int(rng.choice([1, 2, 3]))
+        few = (
+            rng.integers(0, 3, count)
+            if rng.random() < 0.7
+            else rng.integers(0, teacher_vocab - 6 * (count == 1), count)
+        )
+        found[tuple(int(tau) for tau in few)] = None
+    pieces: list[list[int]] = [[], [], [], *(list(taus) for taus in found)]
+    return [pieces[i] for i in rng.permutation(student_vocab)]

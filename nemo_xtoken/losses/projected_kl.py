@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,8 @@ from nemo_xtoken.losses.chunk_sums import ChunkSums, agreement, metrics_of
 from nemo_xtoken.losses.divergence import divergence_and_entropy, renormalised_logs
 from nemo_xtoken.losses.filters import counted
 from nemo_xtoken.losses.merge import representative_row, run_mean, run_rows
+from nemo_xtoken.losses.piece_chain import chain_sum
+from nemo_xtoken.losses.piece_tree import Here, piece_tree
 from nemo_xtoken.losses.sparse_projection import Projection, SparseProjection
 from nemo_xtoken.losses.vocabulary import Vocabulary, WholeVocabulary, log_softmax
 from nemo_xtoken.projection.matrix import ProjectionMatrix
@@ -143,6 +146,26 @@ def projected_comparisons(
     return (comparison,) if others is None else (comparison, ProjectedComparison(others, None, projection, config))
 
 
+def _chain(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    batch: DistillBatch,
+    chunks: ChunkRows,
+    matrix: ProjectionMatrix,
+    config: LossConfig,
+) -> Tensor:
+    columns = np.unique(matrix.indices[matrix.indices >= 0]).astype(np.int64)
+    tree = piece_tree(matrix, Here(0, matrix.student_vocab_size, columns), student_logits.device)
+    labels = batch.student_labels.flatten(), batch.teacher_labels.flatten()
+    steps = tree.steps(chunks, *labels, tree.followed(chunks, *labels))
+    ids, whole = torch.as_tensor(columns, device=teacher_logits.device), WholeVocabulary()
+    loss = student_logits.new_zeros((), dtype=torch.promote_types(student_logits.dtype, torch.float32))
+    for part in steps.parts(most_rows(len(columns), teacher_logits.device)):
+        rows = teacher_logits.detach().index_select(0, part.teacher_rows).index_select(1, ids).to(loss.dtype)
+        loss = loss + chain_sum(student_logits, rows, part, tree, config, whole)
+    return loss
+
+
 def column_maximum(logits: Tensor, rows: Tensor) -> Tensor:
     """Largest logit of each column in the given rows, -inf without any: [rows, V] -> [V]."""
     maximum, step = logits.new_full(logits.shape[1:], -torch.inf), most_rows(logits.shape[1], logits.device)
@@ -167,6 +190,8 @@ def projected_kl(
 
     student_logits  [b*s, V_S], teacher_logits [b*t, V_T], any float dtype; gradient to the student's
     weights         learnable W: [V_S, K] in the place of W's own, differentiable; empty entries stay empty
+    With `chain` W is the first piece of each token, whatever its weights, and `piece_chain` adds what follows; its
+    part holds a second gradient of the logits' size for a while. Raises ConfigError for weights that are learnt then.
     Returns LossTerms with the number of valid chunks as denominator.
     """
     check_shapes(student_logits, teacher_logits, batch, matrix)
@@ -175,6 +200,10 @@ def projected_kl(
     else:
         config = config.with_mode("p_kl")
     chunks = counted(batch.chunks, config)
+    if config.chain:
+        if weights is not None:
+            raise ConfigError("loss.chain takes the first piece of each token, which leaves no weights to learn")
+        matrix = matrix.first_pieces()
     projection = SparseProjection.from_matrix(matrix, student_logits.device, weights)
     if config.teacher_top_k is not None and len(chunks.mask):
         rows, _ = run_rows(chunks.teacher_start, chunks.teacher_end)
@@ -189,5 +218,7 @@ def projected_kl(
         config.block_rows,
         None if weights is None else projection.weights,
     )
+    if config.chain:
+        sums = replace(sums, loss=sums.loss + _chain(student_logits, teacher_logits, batch, chunks, matrix, config))
     check_finite(sums.loss.detach() + sums.teacher_entropy, student_logits, teacher_logits)
     return chunk_terms(sums, chunks, config)

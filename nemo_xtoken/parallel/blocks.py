@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 from nemo_xtoken.losses.merge import run_rows
+from nemo_xtoken.losses.piece_tree import PieceTree
 from nemo_xtoken.types import IGNORED_LABEL, ChunkRows, DistillBatch
 
 Fits = Callable[[int, int], bool]
@@ -22,23 +24,27 @@ class Spans:
     student_end: list[int]
     teacher_start: list[int]
     teacher_end: list[int]
+    teacher_limit: list[int]
+    """Where the teacher rows end with the one after the chunk, where that is looked at."""
 
     @classmethod
-    def of(cls, chunks: ChunkRows) -> Spans:
+    def of(cls, chunks: ChunkRows, followed: Tensor) -> Spans:
         """Copied from the device."""
-        return cls(**{field.name: getattr(chunks, field.name).tolist() for field in fields(cls)})
+        limit: list[int] = (chunks.teacher_end + followed).tolist()
+        names = (field.name for field in fields(cls) if field.name != "teacher_limit")
+        return cls(**{name: getattr(chunks, name).tolist() for name in names}, teacher_limit=limit)
 
     def every_row_is_a_chunk(self, student_rows: int) -> tuple[bool, bool]:
         """Whether there is one chunk per row, in order: of student rows, and of teacher rows."""
         rows = list(range(len(self.student_start)))
         return (
             len(rows) == student_rows and self.student_start == rows and self.student_end == [r + 1 for r in rows],
-            self.teacher_start == rows and self.teacher_end == [r + 1 for r in rows],
+            self.teacher_start == rows and self.teacher_end == self.teacher_limit == [r + 1 for r in rows],
         )
 
     def part(self, chunks: slice, student: int, teacher: int) -> Spans:
         """Some of the chunks, in rows counted from the given ones."""
-        offsets = (student, student, teacher, teacher)
+        offsets = (student, student, teacher, teacher, teacher)
         lists = (getattr(self, field.name)[chunks] for field in fields(self))
         return Spans(*([row - offset for row in rows] for rows, offset in zip(lists, offsets, strict=True)))
 
@@ -49,9 +55,11 @@ class Block:
 
     student_rows    [n] int64 rows of [b*s] that have a label to predict or lie in a counted chunk, ascending
     labels, mask    [n] their label and cross-entropy weight
-    teacher_rows    [m] int64 rows of [b*t] that lie in a counted chunk, chunk after chunk
+    teacher_rows    [m] int64 rows of [b*t] that lie in a counted chunk, chunk after chunk; after one that is followed
+                    the row after it
     teacher_labels  [m] their label
     chunks, spans   positions in these two, on the device and on the host
+    followed        [c] bool, chunks after which the teacher's next row is here as well
     """
 
     student_rows: Tensor
@@ -61,21 +69,30 @@ class Block:
     teacher_labels: Tensor
     chunks: ChunkRows
     spans: Spans
+    followed: Tensor
 
     @classmethod
-    def of(cls, batch: DistillBatch, chunks: ChunkRows) -> Block:
-        """All rows of a micro batch that the chunks that count, which may be none, and cross-entropy need."""
+    def of(cls, batch: DistillBatch, chunks: ChunkRows, tree: PieceTree | None = None) -> Block:
+        """All rows of a micro batch that the chunks that count, which may be none, and cross-entropy need.
+
+        With the tree of pieces of `loss.chain` also the teacher's rows that say whether a token ends.
+        """
         labels, mask = batch.student_labels.flatten(), batch.student_loss_mask.flatten()
         in_use = (labels != IGNORED_LABEL) & (mask > 0)
         in_use[run_rows(chunks.student_start, chunks.student_end)[0]] = True
         rows = in_use.nonzero().squeeze(-1)
         student_start = in_use.cumsum(0)[chunks.student_start] - 1
-        teacher_rows, _ = run_rows(chunks.teacher_start, chunks.teacher_end)
-        teacher_end = (chunks.teacher_end - chunks.teacher_start).cumsum(0)
+        teacher_labels = batch.teacher_labels.flatten()
+        followed = torch.zeros_like(chunks.mask)
+        if tree is not None:
+            followed = tree.followed(chunks, labels, teacher_labels)
+        lengths = chunks.teacher_end - chunks.teacher_start
+        teacher_rows, _ = run_rows(chunks.teacher_start, chunks.teacher_end + followed)
+        teacher_end = (lengths + followed).cumsum(0) - followed.long()
         positions = ChunkRows(
             student_start=student_start,
             student_end=student_start + chunks.student_end - chunks.student_start,
-            teacher_start=teacher_end - (chunks.teacher_end - chunks.teacher_start),
+            teacher_start=teacher_end - lengths,
             teacher_end=teacher_end,
             mask=chunks.mask,
         )
@@ -84,9 +101,10 @@ class Block:
             labels=labels[rows],
             mask=mask[rows],
             teacher_rows=teacher_rows,
-            teacher_labels=batch.teacher_labels.flatten()[teacher_rows],
+            teacher_labels=teacher_labels[teacher_rows],
             chunks=positions,
-            spans=Spans.of(positions),
+            spans=Spans.of(positions, followed),
+            followed=followed,
         )
 
     def split(self, fits: Fits) -> Iterator[tuple[Block, slice, slice]]:
@@ -94,7 +112,7 @@ class Block:
         row, chunk, teacher_row = 0, 0, 0
         while row < len(self.student_rows):
             limit, last = self._reach(row, chunk, fits)
-            next_teacher_row = self.spans.teacher_end[last - 1] if last > chunk else teacher_row
+            next_teacher_row = self.spans.teacher_limit[last - 1] if last > chunk else teacher_row
             student, teacher = slice(row, limit), slice(teacher_row, next_teacher_row)
             yield self._part(student, teacher, slice(chunk, last)), student, teacher
             row, chunk, teacher_row = limit, last, next_teacher_row
@@ -107,7 +125,7 @@ class Block:
         while end < len(self.student_rows):
             begins = last < len(spans.student_start) and spans.student_start[last] == end
             next_end = spans.student_end[last] if begins else end + 1
-            next_teachers = spans.teacher_end[last] - first_teacher if begins else teachers
+            next_teachers = spans.teacher_limit[last] - first_teacher if begins else teachers
             if end > row and not fits(next_end - row, next_teachers):
                 break
             end, teachers, last = next_end, next_teachers, last + begins
@@ -129,4 +147,5 @@ class Block:
             teacher_labels=self.teacher_labels[teacher],
             chunks=chunks,
             spans=self.spans.part(chunk, student.start, teacher.start),
+            followed=self.followed[chunk],
         )

@@ -36,12 +36,15 @@ def share_of_rank(
     teacher_hidden: Tensor | SparseLogits | None,
     batch: DistillBatch,
     cp_group: dist.ProcessGroup,
+    *,
+    with_following: bool = False,
 ) -> tuple[Tensor, Tensor | SparseLogits | None, DistillBatch]:
     """What this rank compares: its own rows and chunks, with the hidden states of other ranks that its chunks need.
 
     student_hidden  [b*s/cp, h_S], teacher_hidden [b*t/cp, h_T]: this rank's rows, batch first, each sequence's in the
                     order of `context_positions`; SparseLogits are of all rows, and do not travel
     batch           the whole micro batch, the same on every rank of cp_group
+    with_following  with the teacher's row after each chunk
 
     Returns hidden states [rows, h] of either side, the student's differentiable back to where they came from, and a
     batch of these rows as one sequence; rows of other ranks carry no cross-entropy in it. Over cp_group the shares have
@@ -54,7 +57,7 @@ def share_of_rank(
     sequences, length = batch.student_labels.shape
     student = _Cut(sequences, length, cp_group, batch.student_labels.device)
     chunk_owner = student.owner[chunks.student_start]
-    student_wanted, teacher_wanted = _wanted_rows(chunks, chunk_owner, cp_group.size())
+    student_wanted, teacher_wanted = _wanted_rows(chunks, chunk_owner, cp_group.size(), with_following)
     own = (student.owner == cp_group.rank()).nonzero().squeeze(-1)
     student_rows = torch.cat([own, student_wanted[cp_group.rank()]]).unique()
     teacher_rows = teacher_wanted[cp_group.rank()]
@@ -95,13 +98,15 @@ class _Cut:
         return rows[self.owner[rows] == rank]
 
 
-def _wanted_rows(chunks: ChunkRows, owner: Tensor, cp_size: int) -> tuple[list[Tensor], list[Tensor]]:
+def _wanted_rows(
+    chunks: ChunkRows, owner: Tensor, cp_size: int, with_following: bool
+) -> tuple[list[Tensor], list[Tensor]]:
     """Student and teacher rows of every rank's chunks, ascending."""
     student_rows, student_chunk = run_rows(chunks.student_start, chunks.student_end)
-    teacher_rows, teacher_chunk = run_rows(chunks.teacher_start, chunks.teacher_end)
+    teacher_rows, teacher_chunk = run_rows(chunks.teacher_start, chunks.teacher_end + int(with_following))
     return (
         [student_rows[owner[student_chunk] == rank] for rank in range(cp_size)],
-        [teacher_rows[owner[teacher_chunk] == rank] for rank in range(cp_size)],
+        [teacher_rows[owner[teacher_chunk] == rank].unique() for rank in range(cp_size)],
     )
 
 

@@ -70,7 +70,8 @@ def distillation_loss(
     unless said: per block the softmax maximum and sum (and the sum's backward) of both sides; for P-KL the projected
     mass (and its backward) and one exchange of projected values with its reverse; for GOLD, H-KL and ULD one exchange
     of [c, sorted_cap] values a side, with the student's reverse; for strict top-k an all-gather of [tp, c, k]; for
-    `first` and `last` merges of these the labels' log-probabilities. Per call: the values, the hidden gradient
+    `first` and `last` merges of these the labels' log-probabilities; for `chain` those of `losses.piece_chain`, of one
+    number per open step or bin. Per call: the values, the hidden gradient
     [rows, h_S] and, with `teacher_top_k`, an all-gather of [tp, top_k] column maxima and an all-to-all of one flag per
     exchanged column; with W whole also those of `shard_pair` and `cut_head`. Over cp: the hidden rows that chunks lack,
     see `share_of_rank`, and with `teacher_top_k` the column maxima. None carries [rows, vocabulary].
@@ -83,7 +84,9 @@ def distillation_loss(
     check_rows("teacher", teacher_hidden, teacher_head, batch.teacher_labels, cp_group)
     check_cut(matrix, student_head, tp_group)
     if cp_group is not None:
-        student_hidden, teacher_hidden, batch = share_of_rank(student_hidden, teacher_hidden, batch, cp_group)
+        student_hidden, teacher_hidden, batch = share_of_rank(
+            student_hidden, teacher_hidden, batch, cp_group, with_following=config.chain
+        )
     teacher: Teacher | SparseTeacher | None = None
     if isinstance(teacher_hidden, SparseLogits) and matrix is not None:
         pair = shard_pair(matrix, config, student_head, tp_group) if isinstance(matrix, ProjectionMatrix) else matrix
@@ -98,6 +101,10 @@ def distillation_loss(
         widths = Widths(max(len(rows) for rows in ranges))
         rows = ranges[0 if tp_group is None else tp_group.rank()].clip(student_vocab_size or ranges[-1].end)
     task = Task(batch, teacher, rows, widths, config, tp_group, cp_group, kd_scale, ce_scale, student_options)
+    if teacher is not None and (task.tree is not None) != config.chain:
+        raise ConfigError(f"W was cut for another loss than one with chain {config.chain}: cut it with shard_pair")
+    if weights is not None and config.chain:
+        raise ConfigError("loss.chain takes the first piece of each token, which leaves no weights to learn")
     if weights is not None and not isinstance(matrix, ShardedProjection):
         raise ConfigError("learnable weights need W cut by shard_projection, and a loss mode that projects: 'p_kl'")
     numerator, sums = BlockwiseLoss.apply(student_hidden, student_head, student_options.bias, weights, task)  # pyright: ignore

@@ -16,7 +16,7 @@ from nemo_xtoken.losses.common_set import common_set_sums, merged_student_log, m
 from nemo_xtoken.losses.projected_kl import check_same_tokenizer, renormalised_sums
 from nemo_xtoken.losses.vocabulary import Vocabulary, log_softmax
 from nemo_xtoken.parallel.partition import ShardedPartition, shard_partition
-from nemo_xtoken.parallel.projection import ShardedProjection, shard_projection
+from nemo_xtoken.parallel.projection import ShardedProjection, shard_chain, shard_projection
 from nemo_xtoken.parallel.vocabulary import RowRange, Widths
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.types import ChunkRows
@@ -56,10 +56,13 @@ def shard_pair(
     """Cut W for this rank as the loss mode needs it: student_head is its shard [V_S/tp, h], contiguous, maybe uneven.
 
     Collectives: one all-gather of a size; done once, at the start of a run. Raises ConfigError where the head has fewer
-    rows than W, and where the mode is for one tokenizer and W is of two.
+    rows than W, and where the mode is for one tokenizer and W is of two; ProjectionError where `chain` needs pieces
+    that W's file does not have.
     """
     if config.mode == "same_tokenizer":
         check_same_tokenizer(matrix)
+    if config.chain:
+        return shard_chain(matrix, student_head, tp_group)
     if config.mode in PROJECTING:
         return shard_projection(matrix, student_head, tp_group)
     return shard_partition(matrix, config, student_head, tp_group)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nemo_xtoken.config import Implementation
 from nemo_xtoken.kernels import ScatterPlan, scatter_columns
+from nemo_xtoken.losses.piece_tree import Here, PieceTree, piece_tree
 from nemo_xtoken.parallel.collectives import exchange_rows
 from nemo_xtoken.parallel.placement import Ids, place_columns, unique_pairs
 from nemo_xtoken.parallel.vocabulary import RowRange, Widths, range_of, student_ranges
@@ -36,6 +37,7 @@ class ShardedProjection:
     receive_columns   [sum(receive)] int64, the owned column that each received value is added to
     widths            student rows and teacher columns of the rank that has most
     student_columns   [tied] int64, ascending local student rows with an entry, which `rows` then counts; None: all
+    tree              the pieces of the student's tokens for `loss.chain`, whose W is the first piece of each; else None
     """
 
     student_rows: RowRange
@@ -51,6 +53,7 @@ class ShardedProjection:
     plan: ScatterPlan
     widths: Widths
     student_columns: Tensor | None = None
+    tree: PieceTree | None = None
 
     @property
     def tp_size(self) -> int:
@@ -139,6 +142,25 @@ def shard_projection(
         plan=ScatterPlan.of(local_rows, columns, len(students[tp_rank]), num_columns),
         widths=Widths(max(len(rows) for rows in students), cut.widest),
     )
+
+
+def shard_chain(
+    matrix: ProjectionMatrix, student_head: Tensor, tp_group: dist.ProcessGroup | None = None
+) -> ShardedProjection:
+    """`shard_projection` of the first pieces, with the tree of all pieces, for `loss.chain`.
+
+    Raises ProjectionError where the projection does not say which pieces the tokens have.
+    """
+    matrix = matrix.first_pieces()
+    cut = shard_projection(matrix, student_head, tp_group)
+    here = Here(
+        first_token=cut.student_rows.start,
+        end_token=cut.student_rows.end,
+        columns=cut.teacher_rows.cpu().numpy(),
+        rank=0 if cut.tp_group is None else cut.tp_group.rank(),
+        ranks=cut.tp_size,
+    )
+    return replace(cut, tree=piece_tree(matrix, here, student_head.device))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from nemo_xtoken.losses.chunk_sums import METRICS, ChunkSums, metrics_of
 from nemo_xtoken.losses.cross_entropy import cross_entropy_per_row
 from nemo_xtoken.losses.filters import counted
 from nemo_xtoken.losses.merge import representative_row
+from nemo_xtoken.losses.piece_chain import chain_sum
+from nemo_xtoken.losses.piece_tree import PieceTree
 from nemo_xtoken.losses.vocabulary import log_softmax
 from nemo_xtoken.parallel.blocks import Block
 from nemo_xtoken.parallel.heads import cut_head
@@ -116,6 +118,12 @@ class Task:
     ce_scale: Scale
     student_options: HeadOptions = PLAIN
 
+    @property
+    def tree(self) -> PieceTree | None:
+        """The pieces of the student's tokens, where the loss goes through them."""
+        pair = None if self.teacher is None else self.teacher.pair
+        return pair.tree if isinstance(pair, ShardedProjection) else None
+
     def chunks(self) -> ChunkRows:
         """The chunks that count, none without a teacher."""
         chunks = counted(self.batch.chunks, self.config)
@@ -191,7 +199,15 @@ class Task:
             ce = self._cross_entropy(logits, labels, tile)
         if own_weights is not None:
             pair = replace(pair, weights=own_weights)
-        return projected_sums(means, teacher_logits, teacher_runs, pair, config, vocabulary), ce
+        sums = projected_sums(means, teacher_logits, teacher_runs, pair, config, vocabulary)
+        if pair.tree is None:
+            return sums, ce
+        return replace(sums, loss=sums.loss + self._chain(logits, teacher_logits, tile, pair.tree)), ce
+
+    def _chain(self, logits: Tensor, teacher_logits: Tensor, tile: Block, tree: PieceTree) -> Tensor:
+        steps = tree.steps(tile.chunks, tile.labels, tile.teacher_labels, tile.followed)
+        rows = teacher_logits.index_select(0, steps.teacher_rows)
+        return chain_sum(logits, rows, steps, tree, self.config, vocabulary_of(self.tp_group))
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor, tile: Block) -> Tensor:
         none = Runs(labels[:0], labels[:0])

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from nemo_xtoken.errors import ProjectionError
 from nemo_xtoken.projection.entries import Entries, heaviest, spread
 from nemo_xtoken.projection.matrix import NO_TOKEN, ProjectionMatrix
-from nemo_xtoken.projection.pieces import byte_vocabulary, token_pieces
+from nemo_xtoken.projection.piece_table import PieceTable
+from nemo_xtoken.projection.pieces import Pieces, byte_vocabulary, token_pieces
 from nemo_xtoken.projection.special_pairs import special_partners
 from nemo_xtoken.tokenizers.protocol import Tokenizer
 
@@ -70,6 +71,7 @@ def build(
         beta=beta,
         gamma=gamma,
         reverse_pass=reverse_pass,
+        pieces=pair.pieces(),
     )
 
 
@@ -111,6 +113,8 @@ class _Pair:
         self.student, self.teacher = student, teacher
         self.student_ids, self.teacher_ids = byte_vocabulary(student), byte_vocabulary(teacher)
         self.partners = exact_partners(student, teacher, self.teacher_ids)
+        self.others = np.flatnonzero((self.partners == NO_TOKEN) & has_bytes(student))
+        self.others_pieces = token_pieces(teacher, self.teacher_ids, _bytes_of(student, self.others))
 
     def own_rows(self) -> NDArray[np.bool_]:
         return own_ids(self.student, self.student_ids)
@@ -130,9 +134,14 @@ class _Pair:
         return Entries(rows, self.partners[rows].astype(np.int64), np.ones(len(rows)))
 
     def _forward(self, options: BuildOptions) -> Entries:
-        rows = np.flatnonzero((self.partners == NO_TOKEN) & has_bytes(self.student))
-        pieces = token_pieces(self.teacher, self.teacher_ids, _bytes_of(self.student, rows))
-        return spread(rows, pieces, options.beta, options.gamma)
+        return spread(self.others, self.others_pieces, options.beta, options.gamma)
+
+    def pieces(self) -> PieceTable:
+        """What each student token is to the teacher: its partner, or what the teacher makes of its bytes."""
+        table: list[Pieces] = [ids[ids != NO_TOKEN] for ids in self.partners[:, None]]
+        for row, ids in zip(self.others.tolist(), self.others_pieces, strict=True):
+            table[row] = ids
+        return PieceTable.of(table)
 
     def _backward(self, missed: NDArray[np.int64], options: BuildOptions) -> Entries:
         pieces = token_pieces(self.student, self.student_ids, _bytes_of(self.teacher, missed))

@@ -1,7 +1,8 @@
 """The file of W: safetensors, with everything that identifies the pair in its metadata.
 
-Tensors: indices [V_S, K] int32, weights [V_S, K] float32, exact [V_S] bool. Metadata: one JSON object under `KEY`, so
-that the same matrix always gives the same bytes (safetensors keeps no order of several keys).
+Tensors: indices [V_S, K] int32, weights [V_S, K] float32, exact [V_S] bool and, where they are known, pieces [pieces]
+int32 and piece_ends [V_S] int32. Metadata: one JSON object under `KEY`, so that the same matrix always gives the same
+bytes (safetensors keeps no order of several keys). Schema 2, which is read as well, had no pieces.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from safetensors.numpy import save as to_bytes
 
 from nemo_xtoken.errors import ProjectionError
 
-SCHEMA = 2
+SCHEMA = 3
+READABLE = (2, SCHEMA)
 KEY = "nemo_xtoken.projection"
 TENSORS = ("exact", "indices", "weights")
+PIECES = ("piece_ends", "pieces")
 DESCRIPTION = (
     "teacher_vocab_size",
     "student_fingerprint",
@@ -43,7 +46,7 @@ Arrays = dict[str, NDArray[Any]]
 def write(path: str | Path, arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Value]) -> None:
     """Write a projection file, whole or not at all. Raises ProjectionError where the folder can't be written."""
     path = Path(path)
-    arrays = {name: np.ascontiguousarray(arrays[name]) for name in TENSORS}
+    arrays = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
     header = {**description, "schema": SCHEMA, "top_k": arrays["indices"].shape[1], "sha256": _digest(arrays)}
     content = to_bytes(arrays, {KEY: json.dumps(header, sort_keys=True)})
     write_whole(path, content)
@@ -65,7 +68,10 @@ def read(path: str | Path) -> tuple[Arrays, dict[str, Value]]:
     """Tensors by name and description by name. Raises ProjectionError unless the file is whole and of this schema."""
     arrays, metadata = _read_safetensors(Path(path))
     header = _header(path, metadata)
-    _require(set(arrays) == set(TENSORS), f"{path} is damaged: expected tensors {list(TENSORS)}, got {sorted(arrays)}")
+    _require(
+        set(arrays) in ({*TENSORS}, {*TENSORS, *PIECES}),
+        f"{path} is damaged: expected tensors {list(TENSORS)}, perhaps {list(PIECES)}, got {sorted(arrays)}",
+    )
     _require(
         header["sha256"] == _digest(arrays), f"{path} is damaged: its content differs from its checksum; build it again"
     )
@@ -79,7 +85,7 @@ def _require(condition: bool, message: str) -> None:
 
 def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
     digest = hashlib.sha256()
-    for name in TENSORS:
+    for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
         digest.update(arrays[name].tobytes())
     return digest.hexdigest()
@@ -119,7 +125,7 @@ def _read_safetensors(path: Path) -> tuple[Arrays, Mapping[str, str]]:
 
 
 def _check_schema(path: str | Path, schema: object) -> None:
-    if schema != SCHEMA:
+    if schema not in READABLE:
         age = "a newer" if isinstance(schema, int) and schema > SCHEMA else "an older"
         raise ProjectionError(
             f"{path} has schema {schema} of {age} version, expected {SCHEMA}; build it again with this version"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from nemo_xtoken.errors import ProjectionError
 from nemo_xtoken.projection import file
+from nemo_xtoken.projection.piece_table import PieceTable
 
 BUILD_COMMAND = "nemo-xtoken projection build --student SPEC --teacher SPEC --out FILE"
 ROW_SUM_TOLERANCE = 1e-5
@@ -33,6 +34,7 @@ class ProjectionMatrix:
                         entry need not be exact ("11" -> "1", "1"). None: every row of one entry
     beta, gamma         what the weights of pass 2 were built with; None where something else made them
     reverse_pass        whether teacher tokens gave weight to student tokens as well
+    pieces              what each student token is to the teacher, in order; None where something else made the matrix
     Raises ProjectionError where the arrays are not such a matrix.
     """
 
@@ -47,6 +49,7 @@ class ProjectionMatrix:
     beta: float | None = None
     gamma: float | None = None
     reverse_pass: bool = False
+    pieces: PieceTable | None = None
 
     def __post_init__(self) -> None:
         self._check_arrays()
@@ -54,6 +57,7 @@ class ProjectionMatrix:
             object.__setattr__(self, "teacher_vocab_size", int(self.indices.max(initial=NO_TOKEN)) + 1)
         self._check_entries()
         self._check_exact()
+        self._check_pieces()
 
     def _check_arrays(self) -> None:
         for name, array, dtype in (("indices", self.indices, np.int32), ("weights", self.weights, np.float32)):
@@ -90,6 +94,16 @@ class ProjectionMatrix:
         )
         _require(bool(np.all(self._single_entry_rows()[self.exact])), "an exact row must have one entry")
 
+    def _check_pieces(self) -> None:
+        if self.pieces is None:
+            return
+        rows, highest = len(self.pieces.ends), int(self.pieces.ids.max(initial=NO_TOKEN))
+        _require(
+            rows == self.student_vocab_size and highest < self.teacher_vocab_size,
+            f"pieces must be of {self.student_vocab_size} tokens and below {self.teacher_vocab_size}, "
+            f"got {rows} tokens, ids up to {highest}",
+        )
+
     def _single_entry_rows(self) -> NDArray[np.bool_]:
         return (self.indices != NO_TOKEN).sum(axis=1) == 1
 
@@ -118,6 +132,22 @@ class ProjectionMatrix:
         """Number of empty rows."""
         return int(self.empty_rows.sum())
 
+    def first_pieces(self) -> ProjectionMatrix:
+        """W with the first piece of each token alone: what it gives is the distribution of the first piece.
+
+        Raises ProjectionError where the pieces are not known.
+        """
+        if self.pieces is None:
+            raise ProjectionError(
+                f"this projection does not say which pieces the tokens have; build it again: `{BUILD_COMMAND}`"
+            )
+        filled = self.pieces.lengths > 0
+        indices = np.full((self.student_vocab_size, 1), NO_TOKEN, np.int32)
+        indices[filled, 0] = self.pieces.ids[self.pieces.starts[filled]]
+        weights = filled.astype(np.float32)[:, None]
+        exact = self.exact_rows & filled
+        return replace(self, indices=indices, weights=weights, exact=exact, beta=None, gamma=None, reverse_pass=False)
+
     def to_dense(self) -> NDArray[np.float32]:
         """W as [V_S, V_T] float32: for small vocabularies only."""
         dense = np.zeros((self.student_vocab_size, self.teacher_vocab_size), np.float32)
@@ -144,7 +174,9 @@ class ProjectionMatrix:
 
     def save(self, path: str | Path) -> None:
         """Write the file of this matrix (see `file`), whole or not at all."""
-        arrays = {"indices": self.indices, "weights": self.weights, "exact": self.exact_rows}
+        arrays: file.Arrays = {"indices": self.indices, "weights": self.weights, "exact": self.exact_rows}
+        if self.pieces is not None:
+            arrays |= {"pieces": self.pieces.ids, "piece_ends": self.pieces.ends}
         description: dict[str, file.Value] = {name: getattr(self, name) for name in file.DESCRIPTION}
         file.write(path, arrays, description)
 
@@ -153,7 +185,9 @@ class ProjectionMatrix:
         """Read a file made by `save`. Raises ProjectionError if it is missing, damaged or of another schema."""
         arrays, description = file.read(path)
         try:
-            return cls(**arrays, **description)  # pyright: ignore[reportArgumentType]
+            ids, ends = arrays.pop("pieces", None), arrays.pop("piece_ends", None)
+            pieces = None if ids is None or ends is None else PieceTable(ids, ends)
+            return cls(**arrays, **description, pieces=pieces)  # pyright: ignore[reportArgumentType]
         except ProjectionError as error:
             raise ProjectionError(f"{path}: {error}") from error
 

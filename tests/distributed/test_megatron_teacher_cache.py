@@ -251,6 +251,7 @@ def test_a_teacher_in_fp8_has_a_cache_of_its_own(folder: Path) -> None:
         (LossConfig(merge="first", teacher_top_k=64), "teacher_top_k=null"),
         (LossConfig(merge="first", teacher_top_k=None, temperature=2.0), "temperature 2.0"),
         (LossConfig(mode="h_kl"), "unbiased in p_kl only"),
+        (LossConfig(merge="first", chain=True), "loss.chain would need ratios"),
         (LossConfig(direction="reverse"), "direction=forward"),
     ],
 )

@@ -42,6 +42,16 @@ def test_a_single_entry_of_repeated_pieces_is_not_an_exact_pair() -> None:
     assert [side.tolist() for side in common_set(alone, 0.6)] == [[0], [1]]
 
 
+def test_all_pieces_of_every_token_are_known_and_the_first_ones_make_a_w_of_their_own() -> None:
+    student = LongestMatch([b"2012012", b"111", b"2", b"x", b""], {4: "bos"})
+    matrix = build(student, LongestMatch([*DIGITS, b""], {10: "bos"}))
+    assert matrix.pieces is not None
+    assert [matrix.pieces.of_token(token) for token in range(5)] == [[2, 0, 1, 2, 0, 1, 2], [1, 1, 1], [2], [], [10]]
+    first = matrix.first_pieces()
+    assert [entries(first, token) for token in range(5)] == [{2: 1}, {1: 1}, {2: 1}, {}, {10: 1}]
+    assert first.exact_rows.tolist() == [False, False, True, False, True]
+
+
 def test_only_the_heaviest_pieces_stay() -> None:
     student, teacher = LongestMatch([b"12345", b"12334"]), LongestMatch(DIGITS)
     matrix = build(student, teacher, top_k=3, gamma=0.5)

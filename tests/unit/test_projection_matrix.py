@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.numpy import save_file
 
 from nemo_xtoken.errors import ProjectionError
 from nemo_xtoken.projection import ProjectionMatrix, file
+from nemo_xtoken.projection.piece_table import PieceTable
 
 INDICES = np.array([[2, 0, 1], [3, -1, -1], [-1, -1, -1]], np.int32)
 WEIGHTS = np.array([[0.7, 0.2, 0.1], [1, 0, 0], [0, 0, 0]], np.float32)
@@ -157,7 +159,7 @@ def test_a_failed_write_leaves_the_old_file(
 def test_the_metadata_names_the_pair_and_the_options(saved: Path) -> None:
     with safe_open(saved, framework="np") as stream:
         header = json.loads(stream.metadata()[file.KEY])
-    assert (header["schema"], header["top_k"], header["beta"], header["gamma"]) == (2, 3, 0.9, 0.1)
+    assert (header["schema"], header["top_k"], header["beta"], header["gamma"]) == (3, 3, 0.9, 0.1)
     assert header["reverse_pass"] is True
     assert (header["student_spec"], header["teacher_fingerprint"]) == ("student.json", "7" * 64)
 
@@ -165,6 +167,29 @@ def test_the_metadata_names_the_pair_and_the_options(saved: Path) -> None:
 def test_a_missing_file_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ProjectionError, match=r"no projection file at .*nowhere"):
         ProjectionMatrix.load(tmp_path / "nowhere")
+
+
+def test_pieces_are_kept_in_the_file_and_what_an_older_version_wrote_has_none(
+    matrix: ProjectionMatrix, saved: Path
+) -> None:
+    assert ProjectionMatrix.load(saved).pieces is None
+    rewrite(saved, schema=2)
+    assert ProjectionMatrix.load(saved).pieces is None
+    replace(matrix, pieces=PieceTable.of([[2, 0, 1], [3], []])).save(saved)
+    pieces = ProjectionMatrix.load(saved).pieces
+    assert pieces is not None
+    assert [pieces.of_token(token) for token in range(3)] == [[2, 0, 1], [3], []]
+
+
+def test_pieces_that_do_not_fit_are_refused(matrix: ProjectionMatrix) -> None:
+    with pytest.raises(ProjectionError, match="pieces must be of 3 tokens and below 6, got 2 tokens, ids up to 0"):
+        replace(matrix, pieces=PieceTable.of([[0], [0]]))
+    with pytest.raises(ProjectionError, match="got 3 tokens, ids up to 6"):
+        replace(matrix, pieces=PieceTable.of([[6], [0], []]))
+    with pytest.raises(ProjectionError, match="must end in order, at 2, got 1"):
+        PieceTable(np.array([0, 1], np.int32), np.array([1, 1], np.int32))
+    with pytest.raises(ProjectionError, match="two rows of int32, got int64 and int32"):
+        PieceTable(np.array([0]), np.array([1], np.int32))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, -1])
@@ -192,10 +217,10 @@ def rewrite(path: Path, **header: Any) -> None:
     save_file(arrays, path, {file.KEY: json.dumps(kept)})
 
 
-@pytest.mark.parametrize(("schema", "age"), [(1, "an older"), (3, "a newer"), ("2", "an older")])
+@pytest.mark.parametrize(("schema", "age"), [(1, "an older"), (4, "a newer"), ("2", "an older")])
 def test_another_schema_is_refused_and_named(saved: Path, schema: object, age: str) -> None:
     rewrite(saved, schema=schema)
-    with pytest.raises(ProjectionError, match=f"w.safetensors has schema {schema} of {age} version, expected 2; build"):
+    with pytest.raises(ProjectionError, match=f"w.safetensors has schema {schema} of {age} version, expected 3; build"):
         ProjectionMatrix.load(saved)
 
 

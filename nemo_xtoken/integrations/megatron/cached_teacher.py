@@ -49,6 +49,7 @@ def check_loss(name: str, loss: LossConfig, stored_as: str) -> None:
     if stored_as == "top_k":
         return
     require(loss.mode in ("p_kl", "same_tokenizer"), f"{owner}, which are unbiased in p_kl only, not in {loss.mode}")
+    require(not loss.chain, f"{owner}, of which loss.chain would need ratios, and these are biased; set it to false")
     require(loss.temperature == 1, f"{owner}, drawn at temperature 1, got loss.temperature {loss.temperature}")
     require(
         loss.teacher_top_k is None or loss.mode == "same_tokenizer",

@@ -1,0 +1,52 @@
+"""Which teacher tokens each student token is, in order: all of them, where W keeps some with weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemo_xtoken.errors import ProjectionError
+
+
+@dataclass(frozen=True, eq=False)
+class PieceTable:
+    """The pieces of all student tokens, one token after another.
+
+    ids   [pieces] int32, teacher ids
+    ends  [V_S] int32, ascending: where each token's pieces end. A token that stands for no teacher token has none
+    Raises ProjectionError where the arrays are not such a table.
+    """
+
+    ids: NDArray[np.int32]
+    ends: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        if self.ids.dtype != np.int32 or self.ends.dtype != np.int32 or self.ids.ndim != 1 or self.ends.ndim != 1:
+            raise ProjectionError(f"pieces must be two rows of int32, got {self.ids.dtype} and {self.ends.dtype}")
+        last = int(self.ends[-1]) if len(self.ends) else 0
+        if (np.diff(self.ends, prepend=0) < 0).any() or last != len(self.ids) or self.ids.min(initial=0) < 0:
+            raise ProjectionError(f"the pieces of a projection must end in order, at {len(self.ids)}, got {last}")
+
+    @classmethod
+    def of(cls, pieces: Sequence[Sequence[int] | NDArray[np.int32]]) -> PieceTable:
+        """The table of these pieces, [V_S] sequences of teacher ids."""
+        lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
+        ids = np.concatenate([*(np.asarray(taus, np.int32) for taus in pieces), np.zeros(0, np.int32)])
+        return cls(ids, lengths.cumsum().astype(np.int32))
+
+    @property
+    def starts(self) -> NDArray[np.int32]:
+        """[V_S] where each token's pieces start."""
+        return np.concatenate([np.zeros(1, np.int32), self.ends])[:-1]
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """[V_S] number of pieces."""
+        return self.ends - self.starts
+
+    def of_token(self, token_id: int) -> list[int]:
+        """The pieces of one student token."""
+        return self.ids[self.starts[token_id] : self.ends[token_id]].tolist()
