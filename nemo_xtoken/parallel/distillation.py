@@ -70,11 +70,11 @@ def distillation_loss(
     unless said: per block the softmax maximum and sum (and the sum's backward) of both sides; for P-KL the projected
     mass (and its backward) and one exchange of projected values with its reverse; for GOLD, H-KL and ULD one exchange
     of [c, sorted_cap] values a side, with the student's reverse; for strict top-k an all-gather of [tp, c, k]; for
-    `first` and `last` merges of these the labels' log-probabilities; for `chain` those of `losses.piece_chain`, of one
-    number per open step or bin. Per call: the values, the hidden gradient
-    [rows, h_S] and, with `teacher_top_k`, an all-gather of [tp, top_k] column maxima and an all-to-all of one flag per
-    exchanged column; with W whole also those of `shard_pair` and `cut_head`. Over cp: the hidden rows that chunks lack,
-    see `share_of_rank`, and with `teacher_top_k` the column maxima. None carries [rows, vocabulary].
+    `first` and `last` merges of these the labels' log-probabilities; for `chain` those of `losses.piece_chain`. Per
+    call: the values, the hidden gradient [rows, h_S] and, with `teacher_top_k`, an all-gather of [tp, top_k] column
+    maxima and an all-to-all of one flag per exchanged column; with W whole also those of `shard_pair` and `cut_head`.
+    Over cp: the hidden rows that chunks lack, see `share_of_rank`, and with `teacher_top_k` the column maxima. None
+    carries [rows, vocabulary].
     Raises LogitsError for hidden states or heads of a wrong shape; ConfigError for heads or a cut that do not fit W,
     the mode or tp_group, and for sequences that cp can't cut. Values that are not finite make the numerator so.
     """
@@ -93,22 +93,32 @@ def distillation_loss(
         teacher = SparseTeacher(teacher_hidden.to(accumulated(student_hidden[:0]).dtype), pair)
     elif isinstance(teacher_hidden, Tensor) and teacher_head is not None and matrix is not None:
         teacher = Teacher.of(teacher_hidden, teacher_head, matrix, config, student_head, teacher_options, tp_group)
-    if teacher is not None:
-        rows, widths = teacher.pair.student_rows, teacher.pair.widths
-        rows = rows if student_vocab_size is None else rows.clip(student_vocab_size)
-    else:
-        ranges = RowRange.of_head(student_head, tp_group)
-        widths = Widths(max(len(rows) for rows in ranges))
-        rows = ranges[0 if tp_group is None else tp_group.rank()].clip(student_vocab_size or ranges[-1].end)
+    rows, widths = _student_rows(student_head, teacher, student_vocab_size, tp_group)
     task = Task(batch, teacher, rows, widths, config, tp_group, cp_group, kd_scale, ce_scale, student_options)
-    if teacher is not None and (task.tree is not None) != config.chain:
-        raise ConfigError(f"W was cut for another loss than one with chain {config.chain}: cut it with shard_pair")
-    if weights is not None and config.chain:
+    _check_projection(task, matrix, weights)
+    numerator, sums = BlockwiseLoss.apply(student_hidden, student_head, student_options.bias, weights, task)  # pyright: ignore
+    return task.terms(numerator, sums)
+
+
+def _student_rows(
+    head: Tensor, teacher: Teacher | SparseTeacher | None, vocab_size: int | None, tp_group: dist.ProcessGroup | None
+) -> tuple[RowRange, Widths]:
+    if teacher is not None:
+        rows = teacher.pair.student_rows
+        return rows if vocab_size is None else rows.clip(vocab_size), teacher.pair.widths
+    ranges = RowRange.of_head(head, tp_group)
+    rows = ranges[0 if tp_group is None else tp_group.rank()]
+    return rows.clip(vocab_size or ranges[-1].end), Widths(max(len(rows) for rows in ranges))
+
+
+def _check_projection(task: Task, matrix: object, weights: Tensor | None) -> None:
+    chain = task.config.chain
+    if task.teacher is not None and (task.tree is not None) != chain:
+        raise ConfigError(f"W was cut for another loss than one with chain {chain}: cut it with shard_pair")
+    if weights is not None and chain:
         raise ConfigError("loss.chain takes the first piece of each token, which leaves no weights to learn")
     if weights is not None and not isinstance(matrix, ShardedProjection):
         raise ConfigError("learnable weights need W cut by shard_projection, and a loss mode that projects: 'p_kl'")
-    numerator, sums = BlockwiseLoss.apply(student_hidden, student_head, student_options.bias, weights, task)  # pyright: ignore
-    return task.terms(numerator, sums)
 
 
 def _check(*teacher: object) -> None:
