@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_xtoken.alignment.align import align
-from nemo_xtoken.alignment.near_equals import LONGEST_TESTED, PADDING, count_open
+from nemo_xtoken.alignment.near_equals import LONGEST_TESTED, PADDING, count_open, count_open_everywhere
 from nemo_xtoken.alignment.score_tables import LONGEST_WINDOW, LOSS_OF_GAP, LOSS_OF_RUN, better_chunks
 from nemo_xtoken.alignment.token_strings import LONGEST_RUN, Flags, TokenStrings, token_strings
 from nemo_xtoken.tokenizers import Tokenizer
@@ -45,62 +45,44 @@ def align_dp(
     longer = (sizes[0] * sizes[1] != 1).nonzero()[0]
     paired = _paired(nodes, sizes, longer, strings)
     opened = _opened(nodes, sizes, longer, paired, strings)
-    windows = _windows(nodes, opened, student.ends, teacher.ends)
-    if not len(windows):
-        return _chunks(_of_paired(nodes, paired))
-    places, losses = _known(nodes, paired, windows)
-    better, found = better_chunks(windows, losses, strings)
-    kept: Indices = _of_paired(nodes, paired & ~_inside(places[:, better], len(paired)))
-    if not len(found):
-        return _chunks(kept)
-    return _chunks(_merged(kept, found[found[:, 0].argsort()].T))
+    windows, edges, whole = _windows(nodes, opened, student.ends, teacher.ends)
+    found = np.zeros((0, 4), np.int64)
+    if len(windows):
+        better, found = better_chunks(windows, _losses(sizes, paired, edges, whole), strings)
+        for first, last in edges[:, better].T.tolist():
+            paired[first:last] = False
+    return _chunks(nodes, paired, found[found[:, 0].argsort()])
 
 
-def _of_paired(nodes: Indices, paired: Flags) -> Indices:
-    """[4, c] student start, student end, teacher start, teacher end of the stretches that are chunks."""
+def _chunks(nodes: Indices, paired: Flags, found: Indices) -> Chunks:
+    """The stretches that are chunks, and the chunks [c, 4] that were found between these, in the text's order."""
     places = paired.nonzero()[0]
+    own = cast("Indices", np.searchsorted(places, np.searchsorted(nodes[0], found[:, 0], side="right")))
+    if len(found):
+        starts: Indices = np.diff(own, prepend=-1).nonzero()[0]
+        parts = np.split(places, own[starts])
+        room = np.split(np.zeros_like(own), starts[1:])
+        places = np.concatenate([parts[0], *(each for pair in zip(room, parts[1:], strict=True) for each in pair)])
     columns = np.empty((4, len(places)), np.int64)
     for column, of_side in zip(columns, (nodes[0], nodes[0, 1:], nodes[1], nodes[1, 1:]), strict=True):
         of_side.take(places, out=column, mode="clip")
-    return columns
-
-
-def _merged(kept: Indices, found: Indices) -> Indices:
-    """[4, c] columns of both, each in the text's order, in the text's order."""
-    places = cast("Indices", np.searchsorted(kept[0], found[0]))
-    firsts: Indices = np.diff(places, prepend=-1).nonzero()[0]
-    kept_parts = np.split(kept, places[firsts], axis=1)
-    found_parts = np.split(found, firsts[1:], axis=1)
-    both = [part for pair in zip(kept_parts, [*found_parts, found[:, :0]], strict=True) for part in pair]
-    return np.concatenate(both, axis=1)
-
-
-def _chunks(columns: Indices) -> Chunks:
+    columns[:, own + np.arange(len(own))] = found.T
     student_start, student_end, teacher_start, teacher_end = columns
-    return Chunks(student_start, student_end, teacher_start, teacher_end, np.ones(len(student_end), np.bool_))
+    return Chunks(student_start, student_end, teacher_start, teacher_end, np.ones(len(places), np.bool_))
 
 
-def _known(nodes: Indices, paired: Flags, windows: Indices) -> tuple[Indices, Indices]:
-    """[2, w] the first stretch in each window and the one after its last, and [w] what the exact alignment loses there;
-    more than any path where a window is cut inside of a stretch."""
-    steps: Indices = nodes.sum(axis=0)
-    numbers: Indices = np.diff(steps)
-    losses: Indices = np.where(paired, LOSS_OF_RUN * (numbers > 2), LOSS_OF_GAP * numbers)
-    lost: Indices = np.append(0, losses.cumsum())
-    starts: Indices = windows[:, ::2].sum(axis=1)
-    ends: Indices = windows[:, 1::2].sum(axis=1)
-    first: Indices = np.searchsorted(steps, starts)
-    last: Indices = np.searchsorted(steps, ends, side="right") - 1
-    at_nodes = (steps[first] == starts) & (steps[last] == ends)
-    return np.stack([first, last]), np.where(at_nodes, lost[last] - lost[first], 2 * LONGEST_WINDOW * LOSS_OF_GAP)
-
-
-def _inside(edges: Indices, num_stretches: int) -> Flags:
-    """[g] the stretches from one of the first edges on and before its second. edges: [2, w]"""
-    changes = np.zeros(num_stretches + 1, np.int64)
-    np.add.at(changes, edges[0], 1)
-    np.add.at(changes, edges[1], -1)
-    return changes.cumsum()[:-1] > 0
+def _losses(sizes: Indices, paired: Flags, edges: Indices, whole: Flags) -> Indices:
+    """[w] what the exact alignment loses in each window; more than any path where a window is not `whole`: where it is
+    cut inside of a stretch. edges [2, w]: the first stretch of each window and the one after its last."""
+    losses = np.full(edges.shape[1], 2 * LONGEST_WINDOW * LOSS_OF_GAP)
+    firsts, counts = edges[0, whole], (edges[1] - edges[0])[whole]
+    begins = counts.cumsum() - counts
+    stretches = np.repeat(firsts - begins, counts) + np.arange(int(counts.sum()))
+    numbers = sizes.take(stretches, axis=1).sum(axis=0)
+    of_stretches = cast("Indices", np.where(paired.take(stretches), LOSS_OF_RUN * (numbers > 2), LOSS_OF_GAP * numbers))
+    if len(begins):
+        losses[whole] = np.add.reduceat(of_stretches, begins)
+    return losses
 
 
 def score(chunks: Chunks, num_student: int, num_teacher: int) -> float:
@@ -124,26 +106,20 @@ def _nodes(chunks: Chunks, num_student: int, num_teacher: int) -> Indices:
     return np.stack([np.insert(end, gaps + 1, start[gaps]) for start, end in zip(starts, ends, strict=True)])
 
 
-def _stretches(nodes: Indices) -> Indices:
-    """[g, 4] student start, student end, teacher start, teacher end between neighbouring nodes."""
-    return np.stack([nodes[0, :-1], nodes[0, 1:], nodes[1, :-1], nodes[1, 1:]], axis=1)
-
-
 def _paired(nodes: Indices, sizes: Indices, longer: Indices, strings: TokenStrings) -> Flags:
     """[g] stretches of one token, or one and up to LONGEST_RUN, whose strings are equal.
 
     sizes [2, g] tokens of each stretch; longer: the stretches that are not of one token on both sides
     """
-    places = nodes[:, :-1] + strings.begins[:, None]
-    numbers = strings.numbers.take(places)
-    paired: Flags = numbers[0] == numbers[1]
+    of_student, of_teacher = (strings.side(side).take(nodes[side, :-1], mode="clip") for side in (0, 1))
+    paired: Flags = of_student == of_teacher
     paired[longer] = False
-    own = sizes[:, longer]
-    fits = (own[0] == 1) & (own[1] <= LONGEST_RUN) | (own[1] == 1) & (own[0] <= LONGEST_RUN)
-    fits &= (own > 0).all(axis=0)
-    runs = longer[fits]
-    if len(runs):
-        paired[runs] = np.equal(*strings.whole(places[:, runs], sizes[:, runs]))
+    for single, run in ((0, 1), (1, 0)):
+        lengths = sizes[run].take(longer)
+        fits: Flags = (sizes[single].take(longer) == 1) & (lengths > 1) & (lengths <= LONGEST_RUN)
+        stretches, lengths = longer[fits], lengths[fits]
+        numbers = strings.numbers(strings.side(single)[nodes[single][stretches]])
+        paired[stretches] = numbers == strings.runs_from(run, nodes[run].take(stretches), lengths)
     return paired
 
 
@@ -158,38 +134,62 @@ def _opened(nodes: Indices, sizes: Indices, longer: Indices, paired: Flags, stri
     is_long = (sizes[:, others] > LONGEST_TESTED).any(axis=0)
     tested = others[~is_long]
     is_short = bool(nodes[:, -1].sum() <= LONGEST_WINDOW)
-    counts = count_open(nodes, sizes, tested, strings, everywhere=is_short)
+    counts = (count_open_everywhere if is_short else count_open)(nodes, sizes, tested, strings)
     stretches, numbers = [tested, others[is_long]], [counts, np.full(int(is_long.sum()), 2)]
     if is_short:
         runs = longer[paired[longer]]
         stretches.append(runs)
-        numbers.append(count_open(nodes, sizes, runs, strings, everywhere=True, singles=True))
+        numbers.append(count_open_everywhere(nodes, sizes, runs, strings, singles=True))
     return np.sort(np.repeat(np.concatenate(stretches), np.concatenate(numbers)))
 
 
-def _windows(nodes: Indices, opened: Indices, student_ends: Indices, teacher_ends: Indices) -> Indices:
-    """[w, 4] windows around the stretches with open tokens, given the stretch of each.
+def _windows(
+    nodes: Indices, opened: Indices, student_ends: Indices, teacher_ends: Indices
+) -> tuple[Indices, Indices, Flags]:
+    """Windows around the stretches with open tokens, given the stretch of each: [w, 4]; [2, w] the first stretch that
+    is whole in each and the one after the last; [w] whether all in it are whole.
 
     One open token alone betters nothing: before the first and after the last token that is taken otherwise, both sides
     are as far as in the exact alignment. A path that takes a closed token otherwise has strings of different length
     equal there, and one that takes a single open token otherwise is not as far on both sides after it.
     """
-    num_stretches = nodes.shape[1] - 1
+    edges = _edges(opened, nodes.shape[1] - 1, is_short=nodes[:, -1].sum() <= LONGEST_WINDOW)
+    windows = nodes.take(edges, axis=1).transpose(2, 0, 1).reshape(-1, 4)
+    whole = np.ones(len(windows), np.bool_)
+    fits = (windows[:, 1::2] - windows[:, ::2]).sum(axis=1) <= LONGEST_WINDOW
+    if fits.all():
+        return windows, edges, whole
+    parts = [(windows[fits], edges[:, fits], whole[fits])]
+    parts += [_cut(first, last, nodes, student_ends, teacher_ends) for first, last in edges[:, ~fits].T.tolist()]
+    windows_of, edges_of, whole_of = zip(*parts, strict=True)
+    return np.concatenate(windows_of), np.concatenate(edges_of, axis=1), np.concatenate(whole_of)
+
+
+def _edges(opened: Indices, num_stretches: int, *, is_short: bool) -> Indices:
+    """[2, w] the first stretch of each window and the one after its last."""
     if len(opened) < 2:
-        return np.zeros((0, 4), np.int64)
-    if nodes[:, -1].sum() <= LONGEST_WINDOW:
-        return _stretches(nodes[:, [0, -1]])
-    around = [np.maximum(opened - PADDING, 0), np.minimum(opened + PADDING + 1, num_stretches)]
-    inside = np.append(_inside(np.stack(around), num_stretches), False)
-    edges = np.diff(inside, prepend=False).nonzero()[0].reshape(-1, 2)
-    edges = edges[np.diff(np.searchsorted(opened, edges))[:, 0] > 1]
-    firsts, lasts = nodes[:, edges[:, 0]], nodes[:, edges[:, 1]]
-    fits = (lasts - firsts).sum(axis=0) <= LONGEST_WINDOW
-    windows = [np.stack([firsts[0], lasts[0], firsts[1], lasts[1]], axis=1)[fits]]
-    for first, last in edges[~fits].tolist():
-        cuts = np.array(list(_cuts(nodes[:, first : last + 1].T, student_ends, teacher_ends)))
-        windows.append(_stretches(cuts.T))
-    return np.concatenate(windows)
+        return np.zeros((2, 0), np.int64)
+    if is_short:
+        return np.array([[0], [num_stretches]])
+    firsts, lasts = np.maximum(opened - PADDING, 0), np.minimum(opened + PADDING + 1, num_stretches)
+    begins = np.append(0, (firsts[1:] > lasts[:-1]).nonzero()[0] + 1)
+    ends = np.append(begins[1:], len(opened)) - 1
+    several = ends > begins
+    return np.stack([firsts[begins[several]], lasts[ends[several]]])
+
+
+def _cut(
+    first: int, last: int, nodes: Indices, student_ends: Indices, teacher_ends: Indices
+) -> tuple[Indices, Indices, Flags]:
+    """`_windows` of stretches that are too many for one."""
+    nodes = nodes[:, first : last + 1]
+    cuts = np.array(list(_cuts(nodes.T, student_ends, teacher_ends))).T
+    windows = np.stack([cuts[0, :-1], cuts[0, 1:], cuts[1, :-1], cuts[1, 1:]], axis=1)
+    steps, cuts_steps = nodes.sum(axis=0), cuts.sum(axis=0)
+    begins = cast("Indices", np.searchsorted(steps, cuts_steps[:-1]))
+    ends = cast("Indices", np.searchsorted(steps, cuts_steps[1:], side="right")) - 1
+    whole = (steps[begins] == cuts_steps[:-1]) & (steps[ends] == cuts_steps[1:])
+    return windows, np.stack([begins, ends]) + first, whole
 
 
 def _cuts(nodes: Indices, student_ends: Indices, teacher_ends: Indices) -> Iterator[Indices]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_xtoken.alignment.token_strings import LONGEST_RUN, Flags, TokenStrings
+from nemo_xtoken.alignment.token_strings import LONGEST_RUN, MARGIN, Flags, TokenStrings
 
 Indices = NDArray[np.int64]
 Remainders = NDArray[np.uint16]
@@ -13,83 +15,94 @@ Remainders = NDArray[np.uint16]
 PADDING = 2
 """Stretches that a window has around those that are open."""
 
-NEAR = 4
+NEAR = MARGIN
 """Of a long text, only the equals of so many tokens before and after it can make a stretch open."""
 
 LONGEST_TESTED = 6
 """Tokens of either side in a stretch whose tokens are looked for one by one."""
 
-_BLOCK = 1 << 9
+_BLOCK = 1 << 10
 """Stretches that are compared at a time."""
 
-_LENGTHS: Indices = np.repeat(np.arange(1, LONGEST_RUN + 1), np.arange(1, LONGEST_RUN + 1))
-_OFFSETS: Indices = np.concatenate([np.arange(length) for length in range(1, LONGEST_RUN + 1)])
 
-
-def count_open(
-    nodes: Indices,
-    sizes: Indices,
-    stretches: Indices,
-    strings: TokenStrings,
-    *,
-    everywhere: bool,
-    singles: bool = False,
-) -> Indices:
+def count_open(nodes: Indices, sizes: Indices, stretches: Indices, strings: TokenStrings) -> Indices:
     """[m] how many tokens of each stretch may have an equal near them: a token or a run on the other side that is equal
-    to the token, or a token that is equal to a run with it. Too many, once in 2^16.
+    to the token, or a token that is equal to a run with it. Near are NEAR tokens before and after the stretch, at most
+    PADDING stretches from it. Too many, once in 2^16.
 
     nodes [2, g + 1], sizes [2, g]: where each stretch begins, and its tokens
     stretches   [m] of at most LONGEST_TESTED tokens on either side
-    everywhere  all of the other side is near, else NEAR tokens before and after, at most PADDING stretches from here
-    singles     stretches are one token for a run: only the token counts, and runs that are equal to it do not
     """
-    if len(stretches) <= _BLOCK:
-        return _count_block(nodes, sizes, stretches, strings, everywhere, singles)
-    counts = np.empty(len(stretches), np.int64)
-    by_size = sizes[:, stretches].max(axis=0).argsort()
+    counts = np.zeros(len(stretches), np.int64)
+    largest: Indices = sizes.take(stretches, axis=1).max(axis=0)
+    order = largest.argsort(kind="stable") if len(stretches) > _BLOCK else np.arange(len(stretches))
     for begin in range(0, len(stretches), _BLOCK):
-        places = by_size[begin : begin + _BLOCK]
-        counts[places] = _count_block(nodes, sizes, stretches[places], strings, everywhere, singles)
+        block = order[begin : begin + _BLOCK]
+        counts[block] = _count_block(nodes, sizes, stretches[block], strings)
     return counts
 
 
-def _count_block(
-    nodes: Indices, sizes: Indices, stretches: Indices, strings: TokenStrings, everywhere: bool, singles: bool
+def _count_block(nodes: Indices, sizes: Indices, stretches: Indices, strings: TokenStrings) -> Indices:
+    numbers = sizes.take(stretches, axis=1)
+    most = int(numbers.max())
+    runs = strings.remainders(nodes.take(stretches, axis=1) - NEAR, max(2 * NEAR, NEAR + most))
+    around, near = runs[:, NEAR + 1 - LONGEST_RUN : NEAR + most], runs[:, : 2 * NEAR, ::-1]
+    is_own: Flags = np.arange(most)[:, None, None] < numbers
+    is_open = _open(around, near) & is_own
+    counts = np.zeros(len(stretches), np.int64)
+    maybe: Indices = np.logical_or.reduce(is_open, axis=(0, 1)).nonzero()[0]
+    if len(maybe):
+        near = _only_near(nodes, stretches[maybe], np.take(near, maybe, axis=-1))
+        around = np.take(around, maybe, axis=-1)
+        counts[maybe] = np.add.reduce(_open(around, near) & np.take(is_own, maybe, axis=-1), axis=(0, 1))
+    return counts
+
+
+def _only_near(nodes: Indices, stretches: Indices, near: Remainders) -> Remainders:
+    """[LONGEST_RUN, 2 * NEAR, 2, m] without what is more than PADDING stretches away: 0 in its place."""
+    here, first, last = (
+        nodes.take(stretches + steps, axis=1, mode="clip")[::-1] for steps in (0, -PADDING, PADDING + 1)
+    )
+    places: Indices = np.arange(-NEAR, NEAR)[:, None, None]
+    return np.where((places >= first - here) & (places < last - here), near, np.uint16(0))
+
+
+def count_open_everywhere(
+    nodes: Indices, sizes: Indices, stretches: Indices, strings: TokenStrings, *, singles: bool = False
 ) -> Indices:
+    """`count_open` where all of the other side is near; for short texts.
+
+    singles: stretches are one token for a run; only the token counts, and runs that are equal to it do not
+    """
     if not len(stretches):
         return np.zeros(0, np.int64)
-    counts = sizes[:, stretches]
+    numbers = sizes.take(stretches, axis=1)
     if singles:
-        counts = np.where(counts == 1, 1, 0)
-    near = _near(nodes, stretches, strings, everywhere)
-    own = (nodes[:, stretches] + strings.begins[:, None])[:, None] + np.arange(int(counts.max()))[:, None]
-    flat = strings.remainders.ravel()
-    runs = flat.take(own + ((_LENGTHS - 1) * len(strings) - _OFFSETS)[:, None, None, None], mode="clip")
-    is_open: Flags = _any_equal(runs, flat.take(near, mode="clip")[None])
-    if not singles:
-        lengths = np.arange(1, LONGEST_RUN)[:, None, None, None] * len(strings)
-        is_open = is_open | _any_equal(runs[:1], flat.take(near + lengths, mode="clip"))
-    places: Indices = np.arange(len(is_open[0]))
-    is_own: Flags = places[:, None] < counts[:, None]
-    return np.add.reduce(is_open & is_own, axis=(0, 1), dtype=np.int64)
+        numbers = np.where(numbers == 1, 1, 0)
+    most, ends = int(numbers.max()), nodes[::-1, -1:]
+    around = strings.remainders(nodes.take(stretches, axis=1) + 1 - LONGEST_RUN, most + LONGEST_RUN - 1)
+    near = strings.remainders(np.zeros((2, 1), np.int64), int(ends.max()))[:, :, ::-1]
+    inside = cast("Flags", np.arange(near.shape[1])[:, None, None] < ends)
+    near = np.where(inside, near, np.uint16(0))
+    is_own: Flags = np.arange(most)[:, None, None] < numbers
+    return (_open(around, near[:1] if singles else near) & is_own).sum(axis=(0, 1))
 
 
-def _any_equal(own: Remainders, near: Remainders) -> Flags:
-    """[2, c, m] whether any of own [r, 2, c, m] is equal to one of near [l, 2, k, m]; r or l is 1."""
-    equal: Flags = own[:, :, :, None] == near[:, :, None]
-    return np.logical_or.reduce(np.logical_or.reduce(equal, axis=0), axis=2)
+def _open(around: Remainders, near: Remainders) -> Flags:
+    """[c, 2, m] whether a run with each token is equal to one of the near tokens, or the token to one of the near runs.
 
-
-def _near(nodes: Indices, stretches: Indices, strings: TokenStrings, everywhere: bool) -> Indices:
-    """[2, k, m] the places in `strings` that are near the student's and the teacher's tokens of each stretch, on the
-    other side; 0, which nothing is equal to, in the place of those that are not near."""
-    other = nodes[::-1]
-    if everywhere:
-        places = np.repeat(np.arange(int(nodes[:, -1].max()))[:, None], len(stretches), axis=1)[None]
-        is_near = places < other[:, -1, None, None]
-    else:
-        places = other[:, stretches][:, None] + np.arange(-NEAR, NEAR)[:, None]
-        first = other[:, np.maximum(stretches - PADDING, 0)]
-        last = other[:, np.minimum(stretches + PADDING + 1, nodes.shape[1] - 1)]
-        is_near = (places >= first[:, None]) & (places < last[:, None])
-    return np.where(is_near, places + strings.begins[::-1, None, None], 0)
+    around  [LONGEST_RUN, LONGEST_RUN - 1 + c, 2, m] runs of each length from each place on; the tokens are the last c
+    near    [LONGEST_RUN, k, 2, m] those of the other side, or [1, k, 2, m] the tokens alone
+    """
+    before = LONGEST_RUN - 1
+    count = around.shape[1] - before
+    own: Flags = around[None, 0, before:, None] == near[:, None]
+    is_open = np.logical_or.reduce(own, axis=(0, 2))
+    runs: Flags = around[1:, :, None] == near[0]
+    of_length = np.logical_or.reduce(runs, axis=2)
+    reaches: Flags = of_length[-1]  # a run that is as long or longer and begins at the place
+    for back in range(before, -1, -1):
+        if 0 < back < before:
+            reaches = reaches | of_length[back - 1]
+        is_open |= reaches[before - back : before - back + count]
+    return is_open

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from nemo_xtoken.alignment.token_strings import LONGEST_RUN, NAMELESS, Flags, Numbers, TokenStrings
+from nemo_xtoken.alignment.token_strings import LONGEST_RUN, Flags, Numbers, TokenStrings
 
 Indices = NDArray[np.int64]
 
@@ -27,11 +28,12 @@ _STEPS: Indices = np.array([*(pair[:2] for pair in PAIRS), (1, 0), (0, 1), (0, 0
 # A loss and the step that leads to it are one number, _UNIT * loss + step: less loss wins, then the earlier step.
 _UNIT = 16
 _FAR = np.int16(1 << 14)
+_LOSS = np.int16(-_UNIT)
 LONGEST_WINDOW = 256
 """Tokens of both sides together; so few that every loss in a window stays below _FAR. Cells beside it are not read."""
 
 _CELLS = 1 << 20
-"""Cells of the tables that are held at a time; each takes some 20 bytes."""
+"""Cells of the tables that are held at a time; each takes some 30 bytes."""
 
 
 def better_chunks(windows: Indices, losses: Indices, strings: TokenStrings) -> tuple[Flags, Indices]:
@@ -46,8 +48,7 @@ def better_chunks(windows: Indices, losses: Indices, strings: TokenStrings) -> t
     found = [np.zeros((0, 4), np.int64)]
     for places in _groups(windows):
         group = windows[places]
-        student, teacher = (_runs(strings, side, group) for side in (0, 1))
-        steps, least = _fill(student, teacher, group[:, 1::2] - group[:, ::2])
+        steps, least = _fill(strings, group)
         chosen = least < losses[places]
         if chosen.any():
             better[places] = chosen
@@ -67,56 +68,54 @@ def _groups(windows: Indices) -> Iterator[Indices]:
         begin = size
 
 
-def _runs(strings: TokenStrings, side: int, windows: Indices) -> Numbers:
-    """[LONGEST_RUN, most tokens of a window, windows] runs of each length from each place of a side on; nameless if it
-    would end outside."""
-    starts, ends = windows[:, 2 * side], windows[:, 2 * side + 1]
-    places = np.minimum(starts + np.arange(int((ends - starts).max()))[:, None], ends)
-    runs = strings.runs(places + strings.begins[side])
-    for length, of_length in enumerate(runs):
-        of_length[places + length >= ends] = NAMELESS[side]
-    return runs
-
-
-def _fill(student: Numbers, teacher: Numbers, ends: Indices) -> tuple[NDArray[np.int8], Indices]:
+def _fill(strings: TokenStrings, windows: Indices) -> tuple[NDArray[np.int8], Indices]:
     """[rows + 1, columns + 1, windows] the step that leads to each cell, and [windows] the least loss at each end.
-    Rows are student tokens. ends: [windows, 2] the tokens of each window."""
-    _, rows, count = student.shape
-    columns = teacher.shape[1]
-    costs = _costs(student, teacher)
-    gaps = np.arange(columns + 1, dtype=np.int16)[:, None] * np.int16(_UNIT * LOSS_OF_GAP)
+    Rows are student tokens.
+
+    Losses are held without those of the gaps that lead from the first column to theirs: so the least of the cells up to
+    one in its row is what leads to it by gaps as well.
+    """
+    ends = windows[:, 1::2] - windows[:, ::2]
+    across, down = _costs(*(strings.runs_to(side, windows[:, 2 * side], ends[:, side]) for side in (0, 1)))
+    _, rows, columns, count = across.shape
     # The least that leads to a cell other than by leaving out its teacher token, with the step, and with that as well.
-    best = np.empty((rows + 1, columns + 1, count), np.int16)
-    losses = np.empty_like(best)
-    best[0] = _FAR
-    losses[0] = gaps
-    for row in range(1, rows + 1):
-        np.add(losses[row - 1], np.int16(_UNIT * LOSS_OF_GAP + _STUDENT_GAP), out=best[row])
-        for down, right, cost in costs:
-            if down <= row:
-                target = best[row, right:]
-                np.minimum(target, losses[row - down, :-right] + cost[row - down], out=target)
-        loss = best[row] & np.int16(-_UNIT)
-        loss -= gaps
-        np.minimum.accumulate(loss, axis=0, out=losses[row])
-        losses[row] += gaps
-    steps = np.where(best & np.int16(-_UNIT) == losses, best & np.int16(_UNIT - 1), np.int16(_TEACHER_GAP))
+    best = np.full((rows + 1, columns, count), _FAR)
+    losses = np.zeros((LONGEST_RUN + rows, LONGEST_RUN + columns, count), np.int16)
+    by_row, by_column, by_window = losses.strides
+    in_row = as_strided(
+        losses[LONGEST_RUN - 1 :], (rows, len(across), columns, count), (by_row, by_column, by_column, by_window)
+    )
+    in_column = as_strided(
+        losses[:, LONGEST_RUN - 1 :], (rows, len(down), columns, count), (by_row, by_row, by_column, by_window)
+    )
+    found = np.empty((len(across) + len(down), columns, count), np.int16)
+    for row in range(rows):
+        np.add(in_row[row], across[:, row], out=found[: len(across)])
+        np.add(in_column[row], down[:, row], out=found[len(across) :])
+        np.minimum.reduce(found, axis=0, out=best[row + 1])
+        np.minimum.accumulate(best[row + 1] & _LOSS, axis=0, out=losses[LONGEST_RUN + row, LONGEST_RUN:])
+    losses = losses[LONGEST_RUN - 1 :, LONGEST_RUN:]
+    steps = np.where(best & _LOSS == losses, best & ~_LOSS, np.int16(_TEACHER_GAP)).astype(np.int8)
     steps[0, 0] = _STOP
-    return steps.astype(np.int8), losses[ends[:, 0], ends[:, 1], np.arange(count)].astype(np.int64) // _UNIT
+    least = losses[ends[:, 0], ends[:, 1], np.arange(count)].astype(np.int64) // _UNIT
+    return steps, least + LOSS_OF_GAP * ends[:, 1]
 
 
-def _costs(student: Numbers, teacher: Numbers) -> list[tuple[int, int, NDArray[np.int16]]]:
-    """Of each kind of step by which any window has equal strings: rows down, columns right, and what it costs from
-    each cell, [rows - down + 1, columns - right + 1, windows]; _FAR where it is none."""
-    rows, columns = student.shape[1], teacher.shape[1]
-    costs: list[tuple[int, int, NDArray[np.int16]]] = []
-    for step, (down, right, loss) in enumerate(PAIRS):
-        if down > rows or right > columns:
-            continue
-        equal = student[down - 1, : rows - down + 1, None] == teacher[right - 1, None, : columns - right + 1]
-        if equal.any():
-            costs.append((down, right, np.where(equal, np.int16(_UNIT * loss + step), _FAR)))
-    return costs
+def _costs(student: Numbers, teacher: Numbers) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """What the steps to each cell cost, _FAR where there is none; without the gaps that lead over their columns.
+
+    [LONGEST_RUN + 1, rows, columns + 1, windows] of one student token, for the most teacher tokens first, for none
+    last; [LONGEST_RUN - 1, ...] of several student tokens, the most first
+    """
+    costs = np.array([_UNIT * (loss - LOSS_OF_GAP * right) + step for step, (_, right, loss) in enumerate(PAIRS)])
+    costs = costs.astype(np.int16)[:, None, None, None]
+    rows, columns, count = student.shape[1], teacher.shape[1] + 1, student.shape[2]
+    across = np.full((LONGEST_RUN + 1, rows, columns, count), _FAR)
+    down = np.full((LONGEST_RUN - 1, rows, columns, count), _FAR)
+    across[-1] = _UNIT * LOSS_OF_GAP + _STUDENT_GAP
+    np.copyto(across[:-1, :, 1:], costs[LONGEST_RUN - 1 :: -1], where=student[:1, :, None] == teacher[::-1, None])
+    np.copyto(down[:, :, 1:], costs[: LONGEST_RUN - 1 : -1], where=student[:0:-1, :, None] == teacher[:1, None])
+    return across, down
 
 
 def _trace(steps: NDArray[np.int8], windows: Indices) -> Indices:
