@@ -47,6 +47,15 @@ def check_teacher(name: str, weight: float, loss: LossConfig, learn_projection: 
     )
 
 
+def check_teacher_fp8(name: str, fp8: Fp8Config | None) -> None:
+    """Raises ConfigError for a recipe that needs training passes, which a frozen model has none of."""
+    require(
+        fp8 is None or fp8.recipe != "delayed",
+        f"teacher {name!r}: delayed scaling learns its scales from training passes, which a frozen model has "
+        "none of; take fp8.recipe current, blockwise or mxfp8, or null",
+    )
+
+
 def check_fp8(label: str, fp8: Fp8Config | None, model: ModelConfig) -> None:
     """Raises ConfigError where a model with FP8 would have no layer in FP8."""
     plain = 0 if fp8 is None else fp8.first_layers_in_bf16 + fp8.last_layers_in_bf16
@@ -103,11 +112,7 @@ class TeacherConfig:
             f"teacher {self.name!r}: cache is a name of letters, digits and . _ -, got {self.cache!r}; the cache lies "
             "beside the data",
         )
-        require(
-            self.fp8 is None or self.fp8.recipe != "delayed",
-            f"teacher {self.name!r}: delayed scaling learns its scales from training passes, which a frozen model has "
-            "none of; take fp8.recipe current, blockwise or mxfp8, or null",
-        )
+        check_teacher_fp8(self.name, self.fp8)
         check_fp8(f"teacher {self.name!r}", self.fp8, self.model)
         require_positive(self, "patience_seconds")
         require(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,26 +17,60 @@ from nemo_xtoken.fp8_config import Fp8Config
 from nemo_xtoken.types import IGNORED_LABEL, ChunkRows, DistillBatch
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """How long the sequences of a run's micro batches are made: the student's, and those of each teacher."""
+
+    student: int
+    teachers: tuple[int, ...]
+
+    @classmethod
+    def needed(
+        cls, student: tuple[int, int], teachers: Sequence[tuple[int, int]], sequences: int, parallel: ParallelConfig
+    ) -> Lengths:
+        """The least ones for micro batches of so many sequences; each model by its own length and token multiple."""
+        first, *others = (
+            padded_length(length, sequences, parallel, multiple) for length, multiple in (student, *teachers)
+        )
+        return cls(student=first, teachers=tuple(others))
+
+    def padded(self, batch: DistillBatch) -> DistillBatch:
+        """The same text in sequences [b, student] and [b, t] of each pair's teacher."""
+        return padded(batch, self.student, self.teachers)
+
+
 def token_multiple(fp8: Fp8Config | None) -> int:
     """What the number of tokens that a rank multiplies must be a multiple of: Transformer Engine's kernels ask for it.
 
     32 for MXFP8, whose blocks of 32 lie along the tokens in the product for the weight's gradient, 16 for the others.
     """
-    if fp8 is None:
-        return 1
-    return 32 if fp8.recipe == "mxfp8" else 16
+    return 1 if fp8 is None else multiple_of_recipe(fp8.recipe)
+
+
+def multiple_of_recipe(recipe: str) -> int:
+    """The same by the name of a recipe, ours or megatron-core's."""
+    return 32 if recipe == "mxfp8" else 16
 
 
 def padded_length(length: int, sequences: int, parallel: ParallelConfig, multiple: int) -> int:
-    """The least length that is not below `length` with sequences · length / (cp · tp) a multiple, tp under sequence
-    parallelism, that context and sequence parallelism can cut."""
+    """The least length that is not below `length` and can be multiplied and cut, see `length_step`."""
+    return rounded_up(length, length_step(sequences, parallel, multiple))
+
+
+def rounded_up(length: int, step: int) -> int:
+    """The least multiple of `step` that is not below `length`."""
+    return -(-length // step) * step
+
+
+def length_step(sequences: int, parallel: ParallelConfig, multiple: int) -> int:
+    """Of what the lengths are multiples that have sequences · length / (cp · tp), tp under sequence parallelism, a
+    multiple of `multiple`, and that context and sequence parallelism can cut. 1 where there is nothing to pad for."""
     if multiple == 1:
-        return length
+        return 1
     cp_size = parallel.context_parallel_size
     tp_size = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
     step = cp_size * tp_size * (multiple // math.gcd(multiple, sequences))
-    step = math.lcm(step, tp_size if cp_size == 1 else cp_size * math.lcm(2, tp_size))
-    return -(-length // step) * step
+    return math.lcm(step, tp_size if cp_size == 1 else cp_size * math.lcm(2, tp_size))
 
 
 def padded_for_fp8(batch: DistillBatch, config: RunConfig) -> DistillBatch:

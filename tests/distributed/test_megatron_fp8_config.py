@@ -1,13 +1,28 @@
-"""FP8 settings in the words of the installed megatron-core."""
+"""FP8 settings in the words of the installed megatron-core, and of every one from 0.15 to 0.19."""
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import json
+from importlib.metadata import version
+from typing import Any
+
 import pytest
+from megatron.core.enums import Fp8Recipe
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_xtoken.config import Fp8Config, ModelConfig, ParallelConfig
 from nemo_xtoken.errors import UnavailableError
-from nemo_xtoken.integrations.megatron.fp8_backend import RECIPES, check_available, check_config_available, missing
+from nemo_xtoken.integrations.megatron.fp8_backend import (
+    RECIPES,
+    check_available,
+    check_config_available,
+    missing,
+    transformer_fields,
+)
 from nemo_xtoken.integrations.megatron.models import block_spec, transformer_config
+from tests.distributed.megatron_core_fields import TABLE, is_of_fp8
 
 MODEL = ModelConfig(num_layers=4, hidden_size=32, num_attention_heads=4)
 CASES = {
@@ -39,6 +54,37 @@ def test_every_setting_arrives_in_megatrons_config(name: str) -> None:
     fp8, expected = CASES[name]
     config = transformer_config(MODEL, ParallelConfig(), "cpu", fp8=fp8)
     assert {field: getattr(config, field) for field in expected} == expected
+
+
+VERSIONS: dict[str, Any] = json.loads(TABLE.read_text(encoding="utf-8"))["versions"]
+
+
+@pytest.mark.parametrize("number", VERSIONS)
+def test_every_megatron_core_has_these_fields_and_values(number: str) -> None:
+    release = VERSIONS[number]
+    for fp8, _ in CASES.values():
+        for field, value in transformer_fields(fp8).items():
+            assert may_hold(release["fields"].get(field), value), (field, value)
+    assert set(RECIPES.values()) <= set(release["recipes"])
+    assert may_hold(release["fields"].get("fp8_output_proj"), False) == (number >= "0.18")
+    assert not may_hold(release["fields"]["fp8_margin"], "most_recent")
+
+
+def may_hold(annotation: str | None, value: object) -> bool:
+    """Whether a field of this annotation is there and takes the value: `Optional[Literal['e4m3', 'hybrid']]`."""
+    kind = (annotation or "None").removeprefix("Optional[").rstrip("]")
+    if kind.startswith("Literal["):
+        return value in ast.literal_eval(f"({kind.removeprefix('Literal[')},)")
+    return type(value).__name__ == kind
+
+
+def test_the_table_is_of_the_releases_that_are_supported() -> None:
+    assert [number.rpartition(".")[0] for number in VERSIONS] == ["0.15", "0.16", "0.17", "0.18", "0.19"]
+    installed = version("megatron-core")
+    (release,) = [table for number, table in VERSIONS.items() if installed.startswith(number.rpartition(".")[0])]
+    names = [field.name for field in dataclasses.fields(TransformerConfig) if is_of_fp8(field.name)]
+    assert sorted(names) == sorted(release["fields"])
+    assert [member.value for member in Fp8Recipe] == release["recipes"]
 
 
 def test_without_fp8_and_emulated_megatrons_own_fp8_is_off() -> None:

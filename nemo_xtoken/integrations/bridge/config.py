@@ -9,8 +9,9 @@ from typing import Any
 
 from megatron.bridge.training.config import ConfigContainer
 
-from nemo_xtoken.config import BalanceConfig, LossConfig, check_teacher
+from nemo_xtoken.config import BalanceConfig, Fp8Config, LossConfig, check_teacher, check_teacher_fp8
 from nemo_xtoken.errors import ConfigError
+from nemo_xtoken.integrations.megatron.fp8_backend import check_engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class BridgeTeacher:
     prepared_as the name of its tokens in the prepared data; null: its own name, and where there is one only, that
     learn_projection  P-KL: W is trained too, from what the file has; checkpoints hold it, and an export writes its file
     projection_lr     its learning rate, constant (Adam, no weight decay, no clipping)
+    fp8         how its layers multiply, whatever the student's do; null: in the student's precision, without FP8
     """
 
     name: str = "teacher"
@@ -37,11 +39,14 @@ class BridgeTeacher:
     prepared_as: str | None = None
     learn_projection: bool = False
     projection_lr: float = 1e-2
+    fp8: Fp8Config | None = None
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.provider is None):
             raise ConfigError(f"teacher {self.name!r}: expected a model or a provider, one of the two")
         check_teacher(self.name, self.weight, self.loss, self.learn_projection, self.projection_lr)
+        check_teacher_fp8(self.name, self.fp8)
+        check_engine(f"teacher {self.name!r}", self.fp8)
 
 
 @dataclass(kw_only=True)

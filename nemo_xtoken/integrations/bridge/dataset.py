@@ -14,6 +14,7 @@ from nemo_xtoken.config import BlendPart, DataConfig
 from nemo_xtoken.data.blend import BlendedDataset
 from nemo_xtoken.data.collate import collate
 from nemo_xtoken.data.manifest import Manifest, TeacherSide
+from nemo_xtoken.data.padding import Lengths, rounded_up
 from nemo_xtoken.data.prepared import PreparedData
 from nemo_xtoken.data.run_data import check_lengths, check_same_tokenizers, packed_dataset, prepared_teachers
 from nemo_xtoken.data.sample import Sample
@@ -26,8 +27,8 @@ ENDLESS = 2**48
 class AlignedSamples(Dataset[Sample]):
     """An endless stream of samples, or the first `period` of it again and again; batches are DistillBatches."""
 
-    def __init__(self, stream: BlendedDataset, period: int | None = None) -> None:
-        self.stream, self.period = stream, period
+    def __init__(self, stream: BlendedDataset, lengths: Lengths, period: int | None = None) -> None:
+        self.stream, self.lengths, self.period = stream, lengths, period
 
     def __len__(self) -> int:
         return ENDLESS
@@ -37,7 +38,7 @@ class AlignedSamples(Dataset[Sample]):
 
     def collate_fn(self, samples: Sequence[Sample]) -> DistillBatch:
         """One micro batch."""
-        return collate(samples)
+        return self.lengths.padded(collate(samples))
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,14 @@ class AlignedData(DatasetProvider):
 
     data                what to read, and how it is packed
     teachers            whose sequences samples have, in this order; set by `extend`
+    length_steps        sequences of the student, and of each teacher, are padded to multiples of these; set by `extend`
     validation_samples  every validation reads the first ones of the validation data; set by `extend`
     """
 
     data: DataConfig = field(kw_only=True)
     dataloader_type: Any = "single"
     teachers: tuple[TeacherInData, ...] = ()
+    length_steps: Sequence[int] = ()
     validation_samples: int | None = None
 
     def build_datasets(self, context: DatasetBuildContext) -> tuple[Any, Any, Any]:
@@ -91,4 +94,10 @@ class AlignedData(DatasetProvider):
         return prepared_teachers(self.teachers, self.manifest(), self.data.parts[0].path)
 
     def _samples(self, parts: Sequence[BlendPart], period: int | None = None) -> AlignedSamples:
-        return AlignedSamples(self.stream(parts), period)
+        return AlignedSamples(self.stream(parts), self._lengths(), period)
+
+    def _lengths(self) -> Lengths:
+        packed = [self.data.student_sequence_length, *(self.data.teacher_length(side.name) for side in self.sides())]
+        steps = self.length_steps or [1] * len(packed)
+        student, *teachers = (rounded_up(length, step) for length, step in zip(packed, steps, strict=True))
+        return Lengths(student=student, teachers=tuple(teachers))

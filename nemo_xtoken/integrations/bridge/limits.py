@@ -7,6 +7,7 @@ from typing import Any
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.bridge.config import DistillationContainer
 from nemo_xtoken.integrations.bridge.dataset import AlignedData
+from nemo_xtoken.integrations.bridge.precision import precision_of
 
 
 def refuse(config: DistillationContainer) -> None:
@@ -55,6 +56,11 @@ def _limits(config: DistillationContainer) -> list[tuple[bool, str, str]]:
             config.checkpoint.save is None and any(teacher.projection is None for teacher in config.teachers),
             "a teacher without a projection",
             "W is built beside the checkpoints, and checkpoint.save is null; name a projection or a directory",
+        ),
+        (
+            bool(getattr(precision_of(config), "fp4", None)),
+            "FP4 (NVFP4)",
+            "sequences are padded, and the GPU is checked, for FP8 alone; take one of FP8's or bf16",
         ),
         (config.peft is not None, "peft", "the student's head and the balance are part of what is trained and saved"),
         (

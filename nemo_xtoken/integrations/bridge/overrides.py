@@ -10,7 +10,7 @@ from typing import Any, cast
 from megatron.bridge.training.utils.omegaconf_utils import OverridesError, process_config_with_overrides
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_xtoken.config import BalanceConfig, DataConfig, LossConfig
+from nemo_xtoken.config import BalanceConfig, DataConfig, Fp8Config, LossConfig
 from nemo_xtoken.config_io import apply_override, from_dict, to_dict
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.bridge.config import BridgeTeacher, DistillationContainer
@@ -28,6 +28,7 @@ class TeacherKeys:
     prepared_as: str | None
     learn_projection: bool
     projection_lr: float
+    fp8: Fp8Config | None
 
 
 TEACHER_KEYS = tuple(field.name for field in dataclasses.fields(TeacherKeys))

@@ -27,14 +27,18 @@ from megatron.bridge.training.config import (
 )
 from megatron.bridge.training.tokenizers.config import TokenizerConfig
 
-from nemo_xtoken.config import DataConfig, LossConfig
+from nemo_xtoken.config import DataConfig, Fp8Config, LossConfig
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.bridge import cpu_device
 from nemo_xtoken.integrations.bridge.config import BridgeTeacher, DistillationContainer
 from nemo_xtoken.integrations.bridge.distillation import extend
 from nemo_xtoken.integrations.bridge.models import provider_from
+from nemo_xtoken.integrations.bridge.precision import mixed_precision
 from nemo_xtoken.integrations.bridge.published import published
 from nemo_xtoken.integrations.bridge.versions import validation_of
+
+Precision = str | Fp8Config
+"""One of Bridge's names, or FP8 settings of ours."""
 
 LLAMA32_1B = "meta-llama/Llama-3.2-1B"
 PHI4_MINI = "microsoft/Phi-4-mini-instruct"
@@ -44,7 +48,7 @@ SAME_TOKENIZER = LossConfig(mode="same_tokenizer")
 
 
 def llama32_1b_from_qwen3_4b(
-    data: str = "data", *, projection: str | None = None, precision: str = "bf16_mixed", steps: int = 20_000
+    data: str = "data", *, projection: str | None = None, precision: Precision = "bf16_mixed", steps: int = 20_000
 ) -> DistillationContainer:
     """Llama-3.2-1B from Qwen3-4B on 8 GPUs of 80 GB: P-KL, since Qwen has no numerals of several digits."""
     teacher = BridgeTeacher(
@@ -57,7 +61,7 @@ def llama32_1b_from_qwen3_4b(
 
 
 def llama32_1b_from_phi4_mini(
-    data: str = "data", *, projection: str | None = None, precision: str = "bf16_mixed", steps: int = 20_000
+    data: str = "data", *, projection: str | None = None, precision: Precision = "bf16_mixed", steps: int = 20_000
 ) -> DistillationContainer:
     """Llama-3.2-1B from Phi-4-mini on 8 GPUs of 80 GB: H-KL, since Phi has the same numerals."""
     teacher = BridgeTeacher(name="phi4_mini", provider=published(PHI4_MINI), projection=projection, loss=H_KL)
@@ -65,7 +69,7 @@ def llama32_1b_from_phi4_mini(
 
 
 def llama32_1b_from_phi4_mini_and_llama32_3b(
-    data: str = "data", *, projection: str | None = None, precision: str = "bf16_mixed", steps: int = 20_000
+    data: str = "data", *, projection: str | None = None, precision: Precision = "bf16_mixed", steps: int = 20_000
 ) -> DistillationContainer:
     """Llama-3.2-1B from Phi-4-mini (weight 0.8) and Llama-3.2-3B (0.2), on 8 GPUs of 80 GB.
 
@@ -84,7 +88,7 @@ def llama32_1b_from_phi4_mini_and_llama32_3b(
 
 
 def mistral_7b_from_qwen3_32b(
-    data: str = "data", *, projection: str | None = None, precision: str = "bf16_mixed", steps: int = 20_000
+    data: str = "data", *, projection: str | None = None, precision: Precision = "bf16_mixed", steps: int = 20_000
 ) -> DistillationContainer:
     """Mistral-7B from Qwen3-32B on 4 nodes of 8 GPUs of 80 GB, tensor parallel 8 with sequence parallelism."""
     student = published("mistralai/Mistral-7B-v0.3")
@@ -141,7 +145,7 @@ def _recipe(
     student: Any,
     teachers: Sequence[BridgeTeacher],
     data: str,
-    precision: str | None,
+    precision: Precision | None,
     steps: int,
     lengths: tuple[int, int] = (4096, 4096),
 ) -> DistillationContainer:
@@ -172,7 +176,7 @@ def _recipe(
         ddp=DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=on_gpu),
         dist=DistributedInitConfig(),
         rng=RNGConfig(seed=1234),
-        mixed_precision=precision,
+        mixed_precision=mixed_precision(precision) if isinstance(precision, Fp8Config) else precision,
     )
     validation_of(base).eval_interval, validation_of(base).eval_iters = 500, 0
     student_length, teacher_length = lengths

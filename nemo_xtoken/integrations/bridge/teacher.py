@@ -15,6 +15,7 @@ from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.bridge.config import BridgeTeacher, DistillationContainer
 from nemo_xtoken.integrations.bridge.limits import refuse_teacher
 from nemo_xtoken.integrations.bridge.models import adapt, provider_from
+from nemo_xtoken.integrations.megatron.fp8_backend import transformer_fields
 from nemo_xtoken.integrations.megatron.head_tap import tap_head
 from nemo_xtoken.integrations.megatron.layout import Layout
 from nemo_xtoken.integrations.megatron.learnt_projection import LearntProjection
@@ -93,6 +94,13 @@ def build_model(config: DistillationContainer, teacher: BridgeTeacher, layout: L
         "autocast_dtype": student.params_dtype,
     }
     for name, value in {**options, **teacher.options}.items():
+        setattr(provider, name, value)
+    if provider.fp8:
+        raise ConfigError(
+            f"teacher {teacher.name!r}: its provider, or its options, has fp8={provider.fp8}; say it in the teacher's "
+            "own fp8, by which its sequences are padded"
+        )
+    for name, value in transformer_fields(teacher.fp8).items():
         setattr(provider, name, value)
     provider.pipeline_model_parallel_size = 1
     provider.virtual_pipeline_model_parallel_size = None

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from nemo_xtoken.errors import UnavailableError
+from nemo_xtoken.data.padding import multiple_of_recipe
+from nemo_xtoken.errors import UnavailableError, require
 from nemo_xtoken.fp8_config import Fp8Config, Fp8Recipe
 from nemo_xtoken.integrations.megatron.facts import has_transformer_engine
 
@@ -52,6 +53,15 @@ def precision_fields(fp8: Fp8Config) -> dict[str, Any]:
     }
 
 
+def check_engine(owner: str, fp8: Fp8Config | None) -> None:
+    """Raises ConfigError for a backend that NeMo's and Megatron-Bridge's models do not have."""
+    require(
+        fp8 is None or fp8.backend == "te",
+        f"{owner}: fp8.backend emulate is for `nemo-xtoken train`, whose layers can do it; inside NeMo and "
+        "Megatron-Bridge it is Transformer Engine alone: set it to te",
+    )
+
+
 def check_available(fp8: Fp8Config, device: str) -> None:
     """Raises UnavailableError where the backend `te` lacks something: megatron-core alone would train without FP8."""
     if fp8.backend == "emulate":
@@ -78,6 +88,11 @@ def check_config_available(config: Any) -> None:
             f"the model's config asks for FP8, recipe {config.fp8_recipe}, which needs {' and '.join(lacks)}: "
             "megatron-core would train without FP8 and say nothing; set fp8 to null, or a precision without FP8"
         )
+
+
+def token_multiple_of(config: Any) -> int:
+    """What a rank's tokens must be a multiple of for the config of a model, or for what set its `fp8`."""
+    return multiple_of_recipe(config.fp8_recipe) if config.fp8 else 1
 
 
 def missing(recipe: Fp8Recipe, device: str) -> list[str]:

@@ -5,8 +5,9 @@ from typing import Any, Optional
 
 from nemo.collections.llm.gpt.model.base import GPTConfig
 
-from nemo_xtoken.config import BalanceConfig, LossConfig, check_teacher
+from nemo_xtoken.config import BalanceConfig, Fp8Config, LossConfig, check_teacher, check_teacher_fp8
 from nemo_xtoken.errors import ConfigError
+from nemo_xtoken.integrations.megatron.fp8_backend import check_engine
 from nemo_xtoken.integrations.nemo.whole_io import WholeIO
 
 
@@ -24,6 +25,7 @@ class NemoTeacher(WholeIO):
     prepared_as the name of its tokens in the prepared data; None: its own name, and where there is one only, that
     learn_projection  P-KL: W is trained too, from what the file has; a checkpoint holds it. See `ProjectionSnapshots`
     projection_lr     its learning rate, constant (Adam, no weight decay, no clipping)
+    fp8         how its layers multiply, whatever the student's do; None: in the student's precision, without FP8
     """
 
     config: Optional[GPTConfig] = None
@@ -35,12 +37,15 @@ class NemoTeacher(WholeIO):
     prepared_as: Optional[str] = None
     learn_projection: bool = False
     projection_lr: float = 1e-2
+    fp8: Optional[Fp8Config] = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.config is None and self.checkpoint is None:
             raise ConfigError(f"teacher {self.name!r}: expected a config or a checkpoint with one")
         check_teacher(self.name, self.weight, self.loss, self.learn_projection, self.projection_lr)
+        check_teacher_fp8(self.name, self.fp8)
+        check_engine(f"teacher {self.name!r}", self.fp8)
 
 
 @dataclass

@@ -18,12 +18,13 @@ class GlobalBatch(pl.Callback):
     def on_megatron_step_start(self, step: MegatronStep) -> MegatronStep:
         """Take this rank's micro batches of the step from the loader, and let the run count them."""
         model: Any = step.pl_module
-        micro_batches = _take(step.data, get_num_microbatches())
+        lengths = model.run.lengths
+        micro_batches = [lengths.padded(batch) for batch in _take(step.data, get_num_microbatches())]
         if step.forward_only:
             model.run.begin_validation()
         else:
             data = step.trainer.datamodule
-            sizes = {"seq_length": data.seq_length, "micro_batch_size": data.micro_batch_size}
+            sizes = {"seq_length": lengths.student, "micro_batch_size": data.micro_batch_size}
             model.run.begin(micro_batches, step.model, sizes)
         return dataclasses.replace(step, data=iter(micro_batches))
 

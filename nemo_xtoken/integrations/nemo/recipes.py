@@ -17,12 +17,6 @@ from nemo.collections.llm.gpt.model.base import GPTConfig, local_layer_spec
 from nemo.collections.llm.gpt.model.llama import LlamaConfig
 from nemo.collections.llm.gpt.model.qwen2 import Qwen2Config
 from nemo.collections.llm.recipes.optim.adam import distributed_fused_adam_with_cosine_annealing
-from nemo.collections.llm.recipes.precision.mixed_precision import (
-    bf16_mixed,
-    bf16_with_fp8_current_scaling_mixed,
-    bf16_with_fp8_mixed,
-    bf16_with_mxfp8_mixed,
-)
 
 from nemo_xtoken.config import LossConfig
 from nemo_xtoken.integrations.nemo.cli import distill
@@ -31,16 +25,11 @@ from nemo_xtoken.integrations.nemo.cpu_device import PLAIN_KERNELS
 from nemo_xtoken.integrations.nemo.data import PreparedDataModule
 from nemo_xtoken.integrations.nemo.extend import distill_recipe
 from nemo_xtoken.integrations.nemo.phi4 import Phi4MiniConfig
+from nemo_xtoken.integrations.nemo.precision import PRECISIONS
 from nemo_xtoken.integrations.nemo.strategy import CpuMegatronStrategy
 from nemo_xtoken.integrations.nemo.tiny import HUGGING_FACE_FOLDER, STUDENT, TinyDataModule
 
-Precision = Literal["bf16", "fp8", "fp8_delayed", "mxfp8"]
-PRECISIONS = {
-    "bf16": bf16_mixed,
-    "fp8": bf16_with_fp8_current_scaling_mixed,
-    "fp8_delayed": bf16_with_fp8_mixed,
-    "mxfp8": bf16_with_mxfp8_mixed,
-}
+Precision = Literal["bf16", "fp8", "fp8_delayed", "fp8_blockwise", "mxfp8"]
 GLOBAL_BATCH_SIZE, SEQ_LENGTH, STEPS = 768, 4096, 30_000
 TEACHER_SEQ_LENGTH = 5120
 """A teacher may need more tokens for the same text: Qwen splits numbers into digits."""

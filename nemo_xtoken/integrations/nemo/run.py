@@ -10,10 +10,13 @@ from typing import Any
 import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from nemo_xtoken.config import ParallelConfig
 from nemo_xtoken.data.manifest import Manifest, Side, TeacherSide
+from nemo_xtoken.data.padding import Lengths, token_multiple
 from nemo_xtoken.data.run_data import prepared_teachers
 from nemo_xtoken.errors import ConfigError, XTokenError
 from nemo_xtoken.integrations.megatron.balance import Balance
+from nemo_xtoken.integrations.megatron.fp8_backend import token_multiple_of
 from nemo_xtoken.integrations.megatron.head_tap import head_weight
 from nemo_xtoken.integrations.megatron.inputs import Inputs, data_key, file_key
 from nemo_xtoken.integrations.megatron.layout import Layout
@@ -46,6 +49,7 @@ class DistillationRun:
     means   global means of the last step, on every rank; None where nothing counted
     counts  the chunks and tokens of the step's global batch
     inputs  what the run was started with; a checkpoint of other inputs is refused
+    lengths of the sequences of its micro batches, as FP8 needs them
     """
 
     config: DistillationConfig
@@ -53,6 +57,7 @@ class DistillationRun:
     objective: Objective
     balance: Balance
     inputs: Inputs
+    lengths: Lengths
     scales: Scales = field(default_factory=Scales)
     means: dict[str, float | None] = field(default_factory=dict)
     counts: Counts = field(default_factory=lambda: Counts((), 0))
@@ -131,10 +136,23 @@ def start_run(model: Any, trainer: Any) -> DistillationRun:
     config, layout, manifests = model.distillation, layout_of(trainer.strategy), data.manifests
     check(model, data, manifests[0])
     check_layout(model.config, config.teachers, data, trainer.strategy, dist.get_world_size())
+    lengths = lengths_of(model, data, layout.parallel)
+    data.data_sampler.seq_len = lengths.student  # of which pipeline stages take the shape of what they send
     teachers, teacher_inputs = _teachers(model, trainer, layout, manifests[0])
     objective = Objective(layout, manifests[0].student.vocab_size, teachers)
     inputs = {"data": data_key(manifests), **teacher_inputs}
-    return DistillationRun(config, layout, objective, Balance(config.balance), inputs)
+    return DistillationRun(config, layout, objective, Balance(config.balance), inputs, lengths)
+
+
+def lengths_of(model: Any, data: PreparedDataModule, parallel: ParallelConfig) -> Lengths:
+    """How long sequences have to be for the FP8 of the student and its teachers."""
+    settings = model.distillation.teachers
+    sides = prepared_teachers(settings, data.manifests[0], data.config.parts[0].path)
+    teachers = [
+        (data.config.teacher_length(side.name), token_multiple(teacher.fp8))
+        for teacher, side in zip(settings, sides, strict=True)
+    ]
+    return Lengths.needed((data.seq_length, token_multiple_of(model.config)), teachers, data.micro_batch_size, parallel)
 
 
 def check(model: Any, data: PreparedDataModule, manifest: Manifest) -> None:
@@ -148,6 +166,11 @@ def check(model: Any, data: PreparedDataModule, manifest: Manifest) -> None:
         raise ConfigError(
             f"the student's vocab_size {rows} is less than the {ids} ids of the data's student tokenizer; prepare the "
             "data with the student's own tokenizer"
+        )
+    if getattr(model.config, "fp4", None):
+        raise ConfigError(
+            f"the student's config has fp4={model.config.fp4}: sequences are padded, and the GPU is checked, for FP8 "
+            "alone; take one of FP8's precisions or bf16"
         )
     if not model.config.calculate_per_token_loss:
         raise ConfigError("the student's config needs calculate_per_token_loss=True: losses are sums, divided once")

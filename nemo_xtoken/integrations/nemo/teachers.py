@@ -15,6 +15,7 @@ from nemo.lightning.io.pl import ckpt_to_weights_subdir
 
 from nemo_xtoken.data.manifest import Side
 from nemo_xtoken.errors import CheckpointError, ConfigError
+from nemo_xtoken.integrations.megatron.fp8_backend import transformer_fields
 from nemo_xtoken.integrations.megatron.head_tap import tap_head
 from nemo_xtoken.integrations.megatron.initial_weights import initialise
 from nemo_xtoken.integrations.megatron.layout import Layout
@@ -48,7 +49,7 @@ def build_teacher(
 
 
 def teacher_config(teacher: NemoTeacher, layout: Layout, student: Any, seq_length: int) -> Any:
-    """The teacher's own config in the student's layout and precision, with all layers in one stage and without FP8."""
+    """The teacher's own config in the student's layout and precision, with all layers in one stage and its own FP8."""
     config = copy.deepcopy(teacher.config or _config_of(teacher))
     tp_size = layout.parallel.tensor_model_parallel_size
     heads, groups = config.num_attention_heads, config.num_query_groups or config.num_attention_heads
@@ -67,6 +68,7 @@ def teacher_config(teacher: NemoTeacher, layout: Layout, student: Any, seq_lengt
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         **dict.fromkeys(NOT_FOR_TEACHERS),
+        **transformer_fields(teacher.fp8),
         **{name: getattr(student, name) for name in ("bf16", "fp16", "params_dtype", "autocast_dtype")},
         **{name: getattr(student, name) for name in ("use_cpu_initialization", "gradient_accumulation_fusion")},
         "pipeline_dtype": student.params_dtype,
