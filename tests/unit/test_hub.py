@@ -68,34 +68,51 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     server.server_close()
 
 
-def prepared(
-    environment: dict[str, str], source: str, out: Path, student: str = "bytes"
-) -> subprocess.CompletedProcess[str]:
-    command = "from nemo_xtoken.cli.app import main; main()"
-    arguments = ["data", "prepare", source, "--student", student, "--out", str(out), "--workers", "1"]
-    return subprocess.run(
-        [sys.executable, "-c", command, *arguments], env=environment, capture_output=True, text=True, timeout=100
-    )
+COMMANDS = """
+import contextlib, io, json, sys
+from nemo_xtoken.cli import app
+for arguments in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        code = app.run(arguments)
+    print(json.dumps([code, errors.getvalue()]))
+"""
 
 
-def test_a_dataset_and_a_tokenizer_on_the_hub(tmp_path: Path, environment: dict[str, str]) -> None:
-    done = prepared(environment, "hf:owner/name/data/train", tmp_path / "out", student="owner/name")
+def prepared(environment: dict[str, str], *runs: tuple[str, str, Path]) -> list[tuple[int, str]]:
+    """Exit code and stderr of `data prepare` for each source, student and output, in one process."""
+    arguments = [
+        ["data", "prepare", source, "--student", student, "--out", str(out), "--workers", "1"]
+        for source, student, out in runs
+    ]
+    command = [sys.executable, "-c", COMMANDS, json.dumps(arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    return [(code, errors) for code, errors in lines]
+
+
+def test_a_dataset_and_a_tokenizer_on_the_hub_and_what_it_does_not_have(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    (code, errors), *failed = prepared(
+        environment,
+        ("hf:owner/name/data/train", "owner/name", tmp_path / "out"),
+        ("hf:owner/name/other", "bytes", tmp_path / "other"),
+        ("hf:owner/nothing", "bytes", tmp_path / "nothing"),
+    )
+    assert code == 0, errors
     manifest = Manifest.load(tmp_path / "out")
     assert [Path(source.path).name for source in manifest.sources] == ["train-0.jsonl", "train-1.jsonl"]
     assert all(SHA in source.path for source in manifest.sources)
     assert manifest.documents == 18
-
-
-def test_what_the_hub_does_not_have_is_an_error_in_one_line(tmp_path: Path, environment: dict[str, str]) -> None:
-    for source, reason in (
-        ("hf:owner/name/other", "expected files with .txt, .txt.gz, .jsonl, .jsonl.gz, .parquet, the dataset has none"),
-        ("hf:owner/nothing", "hf:owner/nothing could not be had from the Hugging Face hub"),
-    ):
-        done = prepared(environment, source, tmp_path / "out")
-        assert done.returncode == 1
-        assert reason in " ".join(done.stderr.split())
-        assert "Traceback" not in done.stderr
+    reasons = (
+        "expected files with .txt, .txt.gz, .jsonl, .jsonl.gz, .parquet, the dataset has none",
+        "hf:owner/nothing could not be had from the Hugging Face hub",
+    )
+    for (code, errors), reason in zip(failed, reasons, strict=True):
+        assert code == 1
+        assert reason in " ".join(errors.split())
+        assert "Traceback" not in errors
 
 
 def test_what_is_no_name_of_a_dataset_is_said_so() -> None:
