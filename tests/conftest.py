@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from hypothesis import settings
 
+from nemo_xtoken import projection, tokenizers
+from nemo_xtoken.projection import ProjectionMatrix
+from nemo_xtoken.tokenizers import Tokenizer
 from tests.fetch_test_tokenizers import specs
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -67,6 +73,30 @@ def all_tokenizers(real_tokenizers: Path) -> Mapping[str, str]:
         "byt5": "bytes",
         **specs(TOKENIZERS),
     }
+
+
+class LlamaPair(NamedTuple):
+    """Llama 3 as the student of a published teacher, W, and the CPU-seconds that building it took."""
+
+    student: Tokenizer
+    teacher: Tokenizer
+    matrix: ProjectionMatrix
+    cpu_seconds: float
+
+
+@pytest.fixture(scope="session")
+def llama_pair(all_tokenizers: Mapping[str, str]) -> Callable[[str], LlamaPair]:
+    """The pair of a teacher of that name, built once."""
+    student = tokenizers.load(all_tokenizers["llama3"])
+
+    @cache
+    def pair(name: str) -> LlamaPair:
+        teacher = tokenizers.load(all_tokenizers[name])
+        start = time.process_time()
+        matrix = projection.build(student, teacher)
+        return LlamaPair(student, teacher, matrix, time.process_time() - start)
+
+    return pair
 
 
 @pytest.fixture(scope="session")

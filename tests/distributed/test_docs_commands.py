@@ -3,15 +3,58 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from nemo_xtoken.integrations.megatron import caching, evaluation, train_loop  # noqa: F401  imported once for all commands
+from tests.forked import Forked, nemo_xtoken
 from tests.unit.test_docs import CHECKOUT, bash_blocks
 
 READ_IN_THIS_ORDER = ("tutorial.md", "choosing.md")
+
+SHELL = """
+set -euo pipefail
+call() {
+  printf '%s\\0' "$@" >calls
+  local code
+  read -r code <codes
+  return "$code"
+}
+nemo-xtoken() { call nemo-xtoken "$@"; }
+python() { call python "$@"; }
+trap 'printf "exit\\0%s\\0" "$?" >calls' EXIT
+"""
+"""What a reader's shell has, but that programs are called through two pipes."""
+
+
+def python(script: str, *arguments: str) -> int:
+    """What Python does with a script."""
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, str(Path(script).parent))
+    runpy.run_path(script, run_name="__main__")
+    return 0
+
+
+def run_commands(blocks: list[str], folder: Path) -> tuple[int, str]:
+    """Exit code and output of commands, which bash reads and whose programs run in forks of this process."""
+    script, calls, codes = folder / "commands.sh", folder / "calls", folder / "codes"
+    script.write_text(SHELL + "\n".join(blocks))
+    os.mkfifo(calls)
+    os.mkfifo(codes)
+    with (folder / "log.err").open("ab") as errors:
+        shell = subprocess.Popen(["bash", str(script)], cwd=folder, stdout=errors, stderr=errors)
+    programs = {"nemo-xtoken": nemo_xtoken, "python": python}
+    while True:
+        name, *words = calls.read_text().split("\0")[:-1]
+        if name == "exit":
+            shell.wait()
+            return int(words[0]), "".join(path.read_text() for path in sorted(folder.glob("log.*"), reverse=True))
+        codes.write_text(f"{Forked(programs[name], *words, log=folder / 'log', folder=folder).wait(600)}\n")
 
 
 @pytest.mark.slow
@@ -23,20 +66,20 @@ def test_the_commands_of_the_documents_run(real_tokenizers: Path, tmp_path: Path
     for name in ("qwen", "cl100k_base"):
         shutil.copy(real_tokenizers / f"{name}.tiktoken", tokenizers)
     blocks = [block for name in READ_IN_THIS_ORDER for block in bash_blocks(CHECKOUT / "docs" / name)]
-    script = tmp_path / "commands.sh"
-    script.write_text("set -euo pipefail\n" + "\n".join(blocks))
-    with (tmp_path / "log").open("w") as log:
-        variables = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-        finished = subprocess.run(
-            ["bash", str(script)], cwd=tmp_path, env=variables, stdout=log, stderr=subprocess.STDOUT, check=False
-        )
-    told = (tmp_path / "log").read_text()
-    assert finished.returncode == 0, told[-3000:]
+    code, told = run_commands(blocks, tmp_path)
+    assert code == 0, told[-3000:]
     assert "P-KL, because a loss on common tokens would suppress" in told
     assert "resuming tutorial/distilled after step 15" in told
     pages = ("w.html", "data/student/report.html", "distilled/report.html", "comparison.html", "losses.html")
     assert [page for page in pages if not (tmp_path / "tutorial" / page).is_file()] == []
     assert (tmp_path / "tutorial" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("command", ["nemo-xtoken wander", "python no_such_script.py", "false"])
+def test_a_command_that_fails_would_be_seen(command: str, tmp_path: Path) -> None:
+    code, told = run_commands([command, "echo went on"], tmp_path)
+    assert code > 0
+    assert "went on" not in told
 
 
 def test_no_command_of_the_documents_is_left_out() -> None:

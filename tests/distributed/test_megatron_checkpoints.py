@@ -9,7 +9,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,8 +22,8 @@ from nemo_xtoken.config_io import save_run
 from nemo_xtoken.errors import CheckpointError
 from nemo_xtoken.integrations.megatron import checkpoint_files as files
 from nemo_xtoken.integrations.megatron import launch
-from tests.conftest import CHECKOUT
 from tests.distributed import toy
+from tests.forked import Forked, nemo_xtoken
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -34,13 +33,10 @@ WAYS = pytest.mark.parametrize("async_save", [False, BACKGROUND], ids=["at_once"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(toy_folder: Path) -> Path:
     """Data, W, a trained teacher, and a student's run on one rank."""
-    folder = tmp_path_factory.mktemp("toy")
-    toy.make_data(folder)
-    launch(toy.teacher_run(folder))
-    launch(toy.student_run(folder, "finished"))
-    return folder
+    launch(toy.student_run(toy_folder, "finished"))
+    return toy_folder
 
 
 def names(run: RunConfig) -> list[str]:
@@ -182,13 +178,11 @@ def test_an_end_in_the_middle_of_a_background_save(folder: Path, number: signal.
     """Killed, the checkpoint before is the latest; asked to stop, the one being written is finished before exit 85."""
     name = f"ended_{number.name}"
     run = toy.student_run(folder, name)
-    train = replace(run.train, steps=40, checkpoint_interval=3, async_save=True)
-    run, whole = (replace(toy.student_run(folder, each), train=train, parallel=DP2) for each in (name, f"{name}_whole"))
+    train = replace(run.train, steps=24, checkpoint_interval=3, async_save=True)
+    run, whole = (replace(toy.student_run(folder, each), train=train, parallel=DP2) for each in (name, "not_ended"))
     whole = replace(whole, train=replace(train, checkpoint_interval=0, async_save=False))
     save_run(run, folder / f"{name}.yaml")
-    command = [sys.executable, "-c", "from nemo_xtoken.cli import main; main()", "train", str(folder / f"{name}.yaml")]
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = Forked(nemo_xtoken, "train", folder / f"{name}.yaml", log=folder / f"{name}_log")
     saved = Path(run.run_dir) / files.FOLDER
     deadline = time.monotonic() + 100
     while not any(path.suffix == ".tmp" and files.step_of(path.with_suffix("")) > 6 for path in _listed(saved)):
@@ -196,7 +190,7 @@ def test_an_end_in_the_middle_of_a_background_save(folder: Path, number: signal.
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(number)
-    code = process.wait(timeout=100)
+    code = process.wait()
     assert code == (85 if number == signal.SIGTERM else -9)
     latest = files.latest_complete(Path(run.run_dir))
     assert latest is not None

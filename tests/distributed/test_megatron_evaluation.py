@@ -29,13 +29,10 @@ QUESTIONS = toy.sums(12, seed=60)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(toy_folder: Path) -> Path:
     """Data and a trained toy student: the teacher's config is a run of its own."""
-    folder = tmp_path_factory.mktemp("toy")
-    toy.make_data(folder)
-    launch(toy.teacher_run(folder))
-    launch(toy.student_run(folder))
-    return folder
+    launch(toy.student_run(toy_folder))
+    return toy_folder
 
 
 def load(config: RunConfig, parallel: ParallelConfig) -> evaluation.Student:

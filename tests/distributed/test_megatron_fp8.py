@@ -12,7 +12,7 @@ import pytest
 
 from nemo_xtoken.config import Fp8Config, ModelConfig, ParallelConfig, RunConfig
 from nemo_xtoken.errors import UnavailableError
-from nemo_xtoken.integrations.megatron import fp8_layers, launch, train_loop
+from nemo_xtoken.integrations.megatron import fp8_layers, train_loop
 from nemo_xtoken.integrations.megatron import layout as layouts
 from nemo_xtoken.integrations.megatron.checkpoint import TrainingState
 from nemo_xtoken.integrations.megatron.checkpoint_files import checkpoint_path
@@ -30,11 +30,8 @@ pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("toy")
-    toy.make_data(folder)
-    launch(toy.teacher_run(folder))
-    return folder
+def folder(toy_folder: Path) -> Path:
+    return toy_folder
 
 
 def fp8(recipe: Any, **settings: Any) -> Fp8Config:

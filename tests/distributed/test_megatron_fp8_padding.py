@@ -10,7 +10,7 @@ import pytest
 from nemo_xtoken.config import Fp8Config, ParallelConfig, RunConfig
 from nemo_xtoken.data import padding
 from nemo_xtoken.errors import ConfigError
-from nemo_xtoken.integrations.megatron import fp8_layers, launch, setup, train_loop
+from nemo_xtoken.integrations.megatron import fp8_layers, setup, train_loop
 from nemo_xtoken.integrations.megatron import layout as layouts
 from nemo_xtoken.types import DistillBatch
 from tests.distributed import toy
@@ -24,11 +24,8 @@ pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("toy")
-    toy.make_data(folder)
-    launch(toy.teacher_run(folder))
-    return folder
+def folder(toy_folder: Path) -> Path:
+    return toy_folder
 
 
 def run(folder: Path, name: str, parallel: ParallelConfig, fp8: Fp8Config | None = None) -> RunConfig:

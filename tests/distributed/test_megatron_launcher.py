@@ -57,15 +57,14 @@ def test_a_failing_rank_ends_the_others_with_its_error(capfd: pytest.CaptureFixt
 
 
 @pytest.mark.slow
-def test_a_rank_of_torchrun_trains_as_that_rank(tmp_path: Path) -> None:
-    toy.make_data(tmp_path)
-    launch(toy.teacher_run(tmp_path))
+@pytest.mark.timeout(240)
+def test_a_rank_of_torchrun_trains_as_that_rank(toy_folder: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    command = [*torchrun, "-m", "tests.distributed.train_toy", str(tmp_path), "torchrun", "6", "2"]
+    command = [*torchrun, "-m", "tests.distributed.train_toy", str(toy_folder), "torchrun", "6", "2"]
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=CHECKOUT, env=environment, check=True, capture_output=True, timeout=100)
-    launch(toy.student_run(tmp_path, "alone"))
-    by_torchrun, alone = (toy.metrics(toy.student_run(tmp_path, name)) for name in ("torchrun", "alone"))
+    subprocess.run(command, cwd=CHECKOUT, env=environment, check=True, capture_output=True, timeout=220)
+    launch(toy.student_run(toy_folder, "alone"))
+    by_torchrun, alone = (toy.metrics(toy.student_run(toy_folder, name)) for name in ("torchrun", "alone"))
     assert len(by_torchrun) == len(alone) == 6
     for line, same in zip(by_torchrun, alone, strict=True):
         assert line["loss"] == pytest.approx(same["loss"], rel=1e-5)

@@ -65,14 +65,11 @@ pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(toy_folder: Path) -> Path:
     """Data, W, a trained teacher, and the runs of both models on one rank."""
-    folder = tmp_path_factory.mktemp("toy")
-    toy.make_data(folder)
-    launch(toy.teacher_run(folder))
     for model in MODELS:
-        launch(run(folder, f"{model}_alone", model))
-    return folder
+        launch(run(toy_folder, f"{model}_alone", model))
+    return toy_folder
 
 
 def run(

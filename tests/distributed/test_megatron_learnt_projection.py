@@ -41,14 +41,11 @@ pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(toy_folder: Path) -> Path:
     """Data, W, a trained teacher, and on one rank two students: with a fixed W and with one that is trained."""
-    folder = tmp_path_factory.mktemp("toy")
-    toy.make_data(folder)
-    launch(toy.teacher_run(folder))
-    launch(toy.student_run(folder, "frozen"))
-    launch(run(folder, "alone"))
-    return folder
+    launch(toy.student_run(toy_folder, "frozen"))
+    launch(run(toy_folder, "alone"))
+    return toy_folder
 
 
 def run(folder: Path, name: str, parallel: ParallelConfig | None = None) -> RunConfig:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,9 +17,9 @@ from nemo_xtoken.config_io import save_run
 from nemo_xtoken.integrations.megatron import launch
 from nemo_xtoken.integrations.megatron.checkpoint_files import checkpoint_path
 from nemo_xtoken.integrations.megatron.run_dir import steps_done
-from tests.conftest import CHECKOUT
 from tests.distributed import toy
 from tests.distributed.test_megatron_training import assert_same_curve
+from tests.forked import Forked, nemo_xtoken
 
 TEACHER = replace(toy.TEACHER, num_layers=2, num_attention_heads=4, num_query_groups=4)
 TRAIN = replace(
@@ -109,17 +107,14 @@ def disturbed(config: RunConfig, disturb: Callable[[int, int], None]) -> tuple[i
     teacher's process."""
     file = Path(f"{config.run_dir}.yaml")
     save_run(config, file)
-    command = [sys.executable, "-c", "from nemo_xtoken.cli import main; main()", "train", str(file)]
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = Forked(nemo_xtoken, "train", file, log=file.with_suffix(".log"))
     metrics = Path(config.run_dir) / "metrics.jsonl"
     while not metrics.exists() or len(metrics.read_text(encoding="utf-8").splitlines()) < 3:
         assert process.poll() is None
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
     disturb(process.pid, int(children[-1]))
-    _, errors = process.communicate(timeout=150)
-    return process.returncode, errors
+    return process.wait(), process.texts()[1]
 
 
 LONG = replace(TRAIN, steps=300, checkpoint_interval=1000, validation_interval=0)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,22 +20,19 @@ from nemo_xtoken.integrations.megatron import checkpoint_files as files
 from nemo_xtoken.integrations.megatron import launch
 from nemo_xtoken.integrations.megatron.metrics import keep_lines_up_to
 from nemo_xtoken.integrations.megatron.run_dir import locked
-from tests.distributed import toy
+from tests.distributed import toy, train_toy
+from tests.forked import Forked
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-STEPS = 20
+STEPS = 14
 
 pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(toy_folder: Path) -> Path:
     """Data, W, a trained teacher, and a student's run with checkpoints after steps 4 and 6."""
-    folder = tmp_path_factory.mktemp("toy")
-    toy.make_data(folder)
-    launch(toy.teacher_run(folder))
-    launch(toy.student_run(folder, "finished"))
-    return folder
+    launch(toy.student_run(toy_folder, "finished"))
+    return toy_folder
 
 
 def copy_of_finished(folder: Path, name: str) -> RunConfig:
@@ -46,17 +41,13 @@ def copy_of_finished(folder: Path, name: str) -> RunConfig:
     return toy.student_run(folder, name)
 
 
-def start(folder: Path, name: str, tp_size: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.distributed.train_toy", str(folder), name, str(STEPS), str(tp_size)]
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def start(folder: Path, name: str, tp_size: int) -> Forked:
+    return Forked(train_toy.main, str(folder), name, str(STEPS), str(tp_size), log=folder / f"{name}_log")
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_until(condition: Callable[[], bool], process: Forked) -> None:
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.texts()
         time.sleep(0.005)
 
 
@@ -82,13 +73,13 @@ def test_a_run_killed_twice_has_the_curve_of_one_that_was_not(folder: Path, tp_s
         process = start(folder, killed, tp_size)
         wait_until(moment, process)
         ranks = children(process.pid)
-        process.kill()
+        process.send_signal(signal.SIGKILL)
         process.wait()
         assert ranks
         wait_for_end_of(ranks)
     process = start(folder, killed, tp_size)
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
+    assert process.wait() == 0, process.texts()
+    output, _ = process.texts()
     assert f"resuming {folder / killed} after step" in output
     configs = [toy.student_run(folder, name) for name in (whole, killed)]
     curves = [toy.metrics(config) for config in configs]
@@ -115,8 +106,8 @@ def test_a_rank_that_is_killed_ends_the_run_with_one_line(folder: Path) -> None:
     wait_until(lambda: lines_in(folder / "rank_killed" / "metrics.jsonl") >= 2, process)
     ranks = children(process.pid)
     os.kill(ranks[1], signal.SIGKILL)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 1
+    assert process.wait(timeout=30) == 1
+    _, errors = process.texts()
     assert errors.strip() == "error: rank 1 was ended by SIGKILL; the same command goes on from the latest checkpoint"
     wait_for_end_of(ranks)
 

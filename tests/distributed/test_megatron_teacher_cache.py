@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +25,7 @@ from nemo_xtoken.teachers.cache import CacheManifest, CacheReader, ShardFile, St
 from nemo_xtoken.types import DistillBatch
 from tests.distributed import toy
 from tests.distributed.test_megatron_training import assert_same_curve, curve, train_on_rank
+from tests.forked import Forked, nemo_xtoken
 
 LAYOUTS = {
     "tp2": ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True),
@@ -42,15 +41,12 @@ pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(toy_folder: Path) -> Path:
     """Data, W, a trained teacher, its caches, and the student's run with the teacher on its rank."""
-    folder = tmp_path_factory.mktemp("toy")
-    toy.make_data(folder)
-    launch(toy.teacher_run(folder))
     for name, storage in (("fp32", FP32), ("bf16", BF16), ("all", Storage(stored_as="top_k", count=VOCABULARY))):
-        fill(cached(folder, "any", name), storage)
-    curve(toy.student_run(folder, "colocated"))
-    return folder
+        fill(cached(toy_folder, "any", name), storage)
+    curve(toy.student_run(toy_folder, "colocated"))
+    return toy_folder
 
 
 def fill(config: RunConfig, storage: Storage, **options: Any) -> list[caching.Filled]:
@@ -178,16 +174,8 @@ def test_a_job_that_is_killed_goes_on(folder: Path) -> None:
     config = cached(folder, "any", "killed")
     save_run(config, folder / "killed.yaml")
     directory = cache_directory(folder / "pair", "killed")
-    command = [
-        sys.executable,
-        "-c",
-        "from nemo_xtoken.cli import main; main()",
-        "teacher",
-        "cache",
-        str(folder / "killed.yaml"),
-    ]
-    command += ["--store", "fp32", "--shard-tokens", "20", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    command = ("teacher", "cache", folder / "killed.yaml", "--store", "fp32", "--shard-tokens", "20", "--json")
+    process = Forked(nemo_xtoken, *command, log=folder / "killed")
     deadline = time.monotonic() + 120
     while not ShardFile(directory, 5).is_done and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -195,8 +183,9 @@ def test_a_job_that_is_killed_goes_on(folder: Path) -> None:
     process.wait()
     with pytest.raises(DataError, match="is not complete"):
         CacheReader(directory)
-    result = subprocess.run(command, capture_output=True, check=True)
-    training, _ = json.loads(result.stdout)["caches"]
+    process = Forked(nemo_xtoken, *command, log=folder / "goes_on")
+    assert process.wait() == 0, process.texts()
+    training, _ = json.loads(process.texts()[0])["caches"]
     assert (training["missing"], 0 < training["written"] < training["shards"]) == (0, True)
     reader, whole = CacheReader(directory), CacheReader(cache_directory(folder / "pair", "fp32"))
     tokens = torch.arange(whole.manifest.tokens)

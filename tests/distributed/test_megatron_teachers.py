@@ -60,19 +60,16 @@ pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(toy_folder: Path) -> Path:
     """Data of both teachers, both trained, and the student's run on one rank."""
-    folder = tmp_path_factory.mktemp("toy")
-    toy.make_data(folder)
-    student = tokenizers.load(toy.student_spec(folder))
+    student = tokenizers.load(toy.student_spec(toy_folder))
     teachers = {"bytes": tokenizers.load("bytes"), "own": student}
     for name in ("sums", "held_out"):
-        prepare([folder / f"{name}.jsonl"], folder / f"{name}_both", student, teachers)
-    launch(toy.teacher_run(folder))
-    own = replace(toy.student_run(folder, "own_run", train=replace(toy.TRAIN, steps=10)), student=toy.TEACHER)
+        prepare([toy_folder / f"{name}.jsonl"], toy_folder / f"{name}_both", student, teachers)
+    own = replace(toy.student_run(toy_folder, "own_run", train=replace(toy.TRAIN, steps=10)), student=toy.TEACHER)
     launch(replace(own, teachers=()))
-    launch(run(folder, "alone"))
-    return folder
+    launch(run(toy_folder, "alone"))
+    return toy_folder
 
 
 def run(

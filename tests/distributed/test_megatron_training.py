@@ -29,13 +29,10 @@ pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(toy_folder: Path) -> Path:
     """Data, W, a trained teacher, and the student's run on one rank."""
-    folder = tmp_path_factory.mktemp("toy")
-    toy.make_data(folder)
-    launch(toy.teacher_run(folder))
-    launch(toy.student_run(folder, "alone"))
-    return folder
+    launch(toy.student_run(toy_folder, "alone"))
+    return toy_folder
 
 
 def train_on_rank(config: RunConfig) -> None:

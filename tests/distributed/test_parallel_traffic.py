@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
-from nemo_xtoken import projection, tokenizers
 from nemo_xtoken.config import LossConfig
 from nemo_xtoken.parallel import distillation_loss, shard_pair
 from nemo_xtoken.parallel.placement import exchanged_values, values_per_row
 from nemo_xtoken.projection import ProjectionMatrix
 from tests.benchmarks.bench_losses import one_to_one_batch
+from tests.conftest import LlamaPair
 from tests.distributed.collective_values import Call, recorded
 from tests.distributed.ranks import run_ranks
 
@@ -23,18 +23,21 @@ MOST_SCALARS = 12
 """Numbers a row and call that are no exchanged value and no hidden gradient: maxima, sums, masses, agreement."""
 
 
-def calls_of(matrix: ProjectionMatrix, config: LossConfig, tp_size: int, with_gradient: bool) -> list[Call]:
-    """What this rank hands to collectives for ROWS rows, W and the head cut beforehand."""
+def calls_of(matrix: ProjectionMatrix, config: LossConfig, tp_size: int) -> tuple[list[Call], list[Call]]:
+    """What this rank hands to collectives for ROWS rows, without a gradient and with it, W and the head cut before."""
     group, rank = dist.group.WORLD, dist.get_rank()
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(ROWS, HIDDEN, generator=generator).requires_grad_(with_gradient)
+    hidden = torch.randn(ROWS, HIDDEN, generator=generator)
     head = torch.randn(matrix.student_vocab_size, HIDDEN, generator=generator).tensor_split(tp_size)[rank]
     pair = shard_pair(matrix, config, head, group)
     teacher_head = torch.randn(len(pair.teacher_rows), HIDDEN, generator=generator)
     batch = one_to_one_batch(ROWS, matrix.student_vocab_size)
-    with recorded() as calls:
-        distillation_loss(hidden, head, torch.ones(ROWS, HIDDEN), teacher_head, batch, pair, config, group)
-    return calls
+    inputs = (head, torch.ones(ROWS, HIDDEN), teacher_head, batch, pair, config, group)
+    with recorded() as forward:
+        distillation_loss(hidden, *inputs)
+    with recorded() as both:
+        distillation_loss(hidden.requires_grad_(), *inputs)
+    return forward, both
 
 
 def exchanged(calls: list[Call]) -> int:
@@ -59,13 +62,11 @@ def contiguous_values_per_row(matrix: ProjectionMatrix, tp_size: int) -> float:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_ranks_of_tp_8_exchange_fewer_than_1000_values_a_row_of_llama_and_qwen_in_the_mean(
-    all_tokenizers: Mapping[str, str],
+    llama_pair: Callable[[str], LlamaPair],
 ) -> None:
     """Not the busiest: Llama's last ids are mostly inexact and lie on the last rank, which sends the most."""
-    student, teacher = (tokenizers.load(all_tokenizers[name]) for name in ("llama3", "qwen"))
-    matrix = projection.build(student, teacher)
-    forward = run_ranks(8, calls_of, matrix, LossConfig(), 8, False, timeout=250)
-    both = run_ranks(8, calls_of, matrix, LossConfig(), 8, True, timeout=250)
+    matrix = llama_pair("qwen").matrix
+    forward, both = zip(*run_ranks(8, calls_of, matrix, LossConfig(), 8, timeout=250), strict=True)
     sent = [exchanged(calls) / ROWS for calls in forward]
     sent_back = [exchanged(calls) / ROWS - values for calls, values in zip(both, sent, strict=True)]
     assert sent == exchanged_values(matrix, 8)
@@ -88,8 +89,7 @@ def small_matrix() -> ProjectionMatrix:
 def test_the_exchange_is_what_the_placement_says_and_the_only_large_one() -> None:
     matrix = small_matrix()
     expected = exchanged_values(matrix, 2)
-    both = run_ranks(2, calls_of, matrix, LossConfig(), 2, True)
-    forward = run_ranks(2, calls_of, matrix, LossConfig(), 2, False)
+    forward, both = zip(*run_ranks(2, calls_of, matrix, LossConfig(), 2), strict=True)
     assert [exchanged(calls) / ROWS for calls in forward] == expected
     assert sum(exchanged(calls) for calls in both) == 2 * sum(exchanged(calls) for calls in forward)
     assert 0 < values_per_row(matrix, 2) < contiguous_values_per_row(matrix, 2)
@@ -99,6 +99,6 @@ def test_the_exchange_is_what_the_placement_says_and_the_only_large_one() -> Non
 
 def test_the_common_part_of_h_kl_exchanges_nothing_and_its_tail_the_capped_candidates() -> None:
     matrix, config = small_matrix(), LossConfig(mode="h_kl", sorted_cap=3)
-    for calls in run_ranks(2, calls_of, matrix, config, 2, False):
+    for calls, _ in run_ranks(2, calls_of, matrix, config, 2):
         assert 0 < exchanged(calls) <= 2 * ROWS * 3
         assert_little_else(calls)

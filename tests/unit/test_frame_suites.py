@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import CHECKOUT
+from tests.forked import Forked
 
 FAKE_PYTHON = """#!/bin/bash
 case "$*" in
@@ -118,20 +118,12 @@ def test_bad_style_stops_before_any_test(checkout: Path) -> None:
 
 def collected(checkout: Path, path: str) -> int:
     """How many tests pytest finds there with the real conftest.py."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--collect-only",
-        "-q",
-        "-p",
-        "tests.conftest",
-        f"--rootdir={checkout}",
-        path,
-    ]
-    variables = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-    finished = subprocess.run(command, cwd=checkout, env=variables, capture_output=True, text=True, check=False)
-    return sum("::" in line for line in finished.stdout.splitlines())
+    arguments = ["--collect-only", "-q", "-p", "tests.conftest", f"--rootdir={checkout}", path]
+    process = Forked(lambda: int(pytest.main(arguments)), log=checkout / "collected", folder=checkout)
+    assert process.wait() == 0, process.texts()
+    out = (checkout / "collected.out").read_text()
+    (checkout / "collected.out").unlink()
+    return sum("::" in line for line in out.splitlines())
 
 
 def test_suites_of_their_own_are_collected_only_by_name(checkout: Path) -> None:

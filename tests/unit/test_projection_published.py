@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from nemo_xtoken import tokenizers
-from nemo_xtoken.projection import build
-from nemo_xtoken.tokenizers import Tokenizer
+from tests.conftest import LlamaPair
 
 EXACT = {
     "qwen": 109_566,
@@ -23,20 +20,11 @@ EXACT = {
 """Of 128,000."""
 
 
-@pytest.fixture(scope="module")
-def llama3(all_tokenizers: Mapping[str, str]) -> Tokenizer:
-    return tokenizers.load(all_tokenizers["llama3"])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
-def test_exact_matches_with_llama3_are_the_known_ones(
-    llama3: Tokenizer, all_tokenizers: Mapping[str, str], name: str
-) -> None:
-    teacher = tokenizers.load(all_tokenizers[name])
-    start = time.process_time()
-    matrix = build(llama3, teacher)
-    assert time.process_time() - start < 5  # CPU-seconds; 1 to 2 where nothing else runs
+def test_exact_matches_with_llama3_are_the_known_ones(llama_pair: Callable[[str], LlamaPair], name: str) -> None:
+    llama3, teacher, matrix, cpu_seconds = llama_pair(name)
+    assert cpu_seconds < 5  # 1 to 2 where nothing else runs
     is_text = np.ones(llama3.vocab_size, np.bool_)
     is_text[list(llama3.special_roles)] = False
     assert int(is_text.sum()) == 128_000
