@@ -16,13 +16,15 @@ from nemo.collections import llm
 from nemo.lightning import io
 
 from nemo_xtoken import tokenizers
-from nemo_xtoken.config import ParallelConfig, RunConfig
+from nemo_xtoken.config import BalanceConfig, LossConfig, ParallelConfig, RunConfig
 from nemo_xtoken.errors import CheckpointError
 from nemo_xtoken.integrations.megatron import launch
 from nemo_xtoken.integrations.megatron.learnt_projection import learnt_projection_path
 from nemo_xtoken.integrations.nemo import (
     CrossTokenizerDistillationModel,
+    DistillationConfig,
     DistillationProgress,
+    NemoTeacher,
     ProjectionSnapshots,
 )
 from nemo_xtoken.projection import ProjectionMatrix, build
@@ -160,6 +162,21 @@ def test_a_run_does_not_go_on_with_another_projection(
     other.save(tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="was started with another projection"):
         curve(replace(config, train=replace(config.train, steps=9)), projection=str(tmp_path / "other.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [
+        NemoTeacher(checkpoint="nemo/qwen"),
+        NemoTeacher(checkpoint="nemo/qwen", loss=LossConfig(mode="h_kl")),
+        DistillationConfig(),
+        DistillationConfig(teachers=[NemoTeacher(checkpoint="nemo/qwen")], balance=BalanceConfig(mode="fixed")),
+    ],
+    ids=["teacher", "its loss", "distillation", "its teacher"],
+)
+def test_what_a_student_is_distilled_from_is_dumped_without_a_model(thing: Any, tmp_path: Path) -> None:
+    thing.io_dump(tmp_path, yaml_attrs=[])
+    assert io.load(tmp_path, type(thing)) == thing
 
 
 def test_io_dump_and_load_round_trip(folder: Path, tmp_path: Path) -> None:
