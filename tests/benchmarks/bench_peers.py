@@ -1,12 +1,16 @@
-"""Alignment of TRL's GOLD and ours in one run: which texts are cut right, and the speed by length.
+"""Alignment and loss of TRL's GOLD and ours in one run: which texts are cut right, speed by length, cost by rows.
 
     pip install datasets accelerate && pip install --no-deps trl
-    python tests/benchmarks/bench_peers.py [--json] [--tokenizers FOLDER] [--repeats N]
+    python tests/benchmarks/bench_peers.py [--part alignment loss] [--json] [--tokenizers FOLDER] [--repeats N]
 
 The oracle cuts a text wherever a token ends on both sides, by the bytes of the tokens in the two vocabularies; texts of
 which these are not the bytes are left out. Texts are those of tests/awkward_text.py and pieces of Python's
 documentation. Times are CPU-seconds, both in turns; "with tokens" is from the text to chunks. Tokenizers are those of
-tests/fetch_test_tokenizers.py that are `tokenizer.json` files.
+tests/fetch_test_tokenizers.py that are `tokenizer.json` files; for the loss, `--of-models`.
+
+The loss is measured forward and backward on the same float32 logits, of a text whose chunks are known (TRL finds them
+once more, in a thousandth of the time): GOLD of both (TRL's with JSD, ours with KL), ULD of both, P-KL of ours. Peak
+memory is that above the logits and their gradient, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -22,24 +26,29 @@ from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 from pydoc_data.topics import topics
+from types import SimpleNamespace
 from typing import Any
 
 os.environ["RAYON_NUM_THREADS"] = "1"  # read when the tokenizers library starts its threads
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(CHECKOUT))
 
+import torch  # noqa: E402
 from tokenizers import Tokenizer as Library  # noqa: E402
 
-from nemo_xtoken import tokenizers  # noqa: E402
+from nemo_xtoken import losses, projection, tokenizers  # noqa: E402
 from nemo_xtoken.alignment import align  # noqa: E402
+from nemo_xtoken.config import LossConfig  # noqa: E402
 from nemo_xtoken.tokenizers import Tokenizer  # noqa: E402
-from nemo_xtoken.types import Encoding  # noqa: E402
+from nemo_xtoken.types import ChunkRows, DistillBatch, Encoding  # noqa: E402
 from tests.awkward_text import TEXTS  # noqa: E402
+from tests.benchmarks.bench_losses import peak_mib  # noqa: E402
 
 PROSE = "\n\n".join(topics.values())
 PIECES = [*filter(None, TEXTS), *(PROSE[start : start + 2000] for start in range(0, 200_000, 2000))]
 LENGTHS = (4_000, 16_000, 64_000, 256_000)
 PAIRS = (("smollm2", "deepseek_v3"), ("smollm2", "gemma3"))
+LOSS_PAIR, LOSS_ROWS = ("llama3_1", "qwen3"), (16, 32, 64)
 
 Ends = list[tuple[int, int]]
 Row = dict[str, str | float]
@@ -47,12 +56,17 @@ Row = dict[str, str | float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", nargs="+", choices=("alignment", "loss"), default=["alignment", "loss"])
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--tokenizers", type=Path, default=CHECKOUT / ".cache" / "tokenizers", metavar="FOLDER")
     parser.add_argument("--repeats", type=int, default=3, help="the best of so many is taken")
     arguments = parser.parse_args()
-    rows: dict[str, Any] = {"trl": version("trl"), "exact": [], "speed": []}
-    for names in PAIRS:
+    torch.set_num_threads(1)
+    rows: dict[str, Any] = {"trl": version("trl"), "exact": [], "speed": [], "loss": []}
+    if "loss" in arguments.part:
+        folders = [arguments.tokenizers / name for name in LOSS_PAIR]
+        rows["loss"] = [row for count in LOSS_ROWS for row in Losses(folders, count).costs(arguments.repeats)]
+    for names in PAIRS if "alignment" in arguments.part else ():
         paths = [arguments.tokenizers / f"{name}.json" for name in names]
         exact, speed = both(" / ".join(names), paths, arguments.repeats)
         rows["exact"] += exact
@@ -61,7 +75,7 @@ def main() -> None:
         print(json.dumps(rows, indent=2))
         return
     print(f"TRL {rows['trl']}")
-    for row in (*rows["exact"], *rows["speed"]):
+    for row in (*rows["exact"], *rows["speed"], *rows["loss"]):
         print("  ".join(f"{key} {value}" for key, value in row.items()))
 
 
@@ -139,6 +153,112 @@ def speeds(pair: str, ours: list[Tokenizer], theirs: list[Library], repeats: int
                 best[name] = min(best[name], time.process_time() - start)
         row: Row = {"pair": pair, "tokens": len(sides[0])}
         yield row | {f"{name}_M_tokens_s": round(len(sides[0]) / best[name] / 1e6, 3) for name in timed}
+
+
+class Losses:
+    """Logits of both sides for the first student tokens of a text, and what TRL and ours need beside them."""
+
+    def __init__(self, folders: list[Path], rows: int) -> None:
+        paths = [folder / "tokenizer.json" for folder in folders]
+        self.ours = [tokenizers.load(str(path)) for path in paths]
+        self.theirs = [Library.from_file(str(path)) for path in paths]
+        sides = [each.encode(PROSE[: 20 * rows]) for each in self.ours]
+        self.chunks = [end for end in our_ends(*sides) if end[0] <= rows]
+        self.ids = [
+            torch.from_numpy(side.ids[:end].astype("int64")) for side, end in zip(sides, self.chunks[-1], strict=True)
+        ]
+        self.spans = [
+            torch.tensor([[*zip(side.starts[:end].tolist(), side.ends[:end].tolist(), strict=True)]])
+            for side, end in zip(sides, self.chunks[-1], strict=True)
+        ]
+        generator = torch.Generator().manual_seed(0)
+        self.logits = [
+            torch.randn(len(ids), each.vocab_size, generator=generator)
+            for ids, each in zip(self.ids, self.ours, strict=True)
+        ]
+        self.logits[0].requires_grad_()
+
+    def batch(self) -> DistillBatch:
+        """The chunks as predictor rows; the first token has no predictor."""
+        ends = torch.tensor(self.chunks)
+        starts, ends = ends[:-1] - 1, ends[1:] - 1
+        student, teacher = (ids[None] for ids in self.ids)
+        at = [torch.arange(ids.shape[1])[None] for ids in (student, teacher)]
+        return DistillBatch(
+            student_tokens=student,
+            student_position_ids=at[0],
+            student_labels=student.roll(-1),
+            student_loss_mask=torch.ones(student.shape),
+            teacher_tokens=teacher,
+            teacher_position_ids=at[1],
+            teacher_labels=teacher.roll(-1),
+            chunks=ChunkRows(
+                student_start=starts[:, 0],
+                student_end=ends[:, 0],
+                teacher_start=starts[:, 1],
+                teacher_end=ends[:, 1],
+                mask=torch.ones(len(starts)).bool(),
+            ),
+        )
+
+    def runs(self) -> dict[str, Callable[[], object]]:
+        """Forward and backward of each loss."""
+        student, teacher = self.ours
+        matrix, batch = projection.build(student, teacher), self.batch()
+
+        def ours(function: Any, config: LossConfig) -> Callable[[], object]:
+            return lambda: function(*self.logits, batch, matrix, config).numerator.backward()
+
+        def trl(hybrid: bool) -> Callable[[], object]:
+            from trl.experimental.gold.gold_trainer import ULDLoss  # pyright: ignore[reportMissingImports]
+
+            loss = ULDLoss(trl_settings(hybrid), *self.theirs)
+            ids = [side[None] for side in self.ids]
+            inputs = (*ids, *ids, *self.spans)
+            return lambda: loss(*(logits[None] for logits in self.logits), *inputs).backward()
+
+        return {
+            "gold, trl": trl(hybrid=True),
+            "gold, ours": ours(losses.gold, LossConfig(mode="gold")),
+            "uld, trl": trl(hybrid=False),
+            "uld, ours": ours(losses.uld, LossConfig(mode="uld")),
+            "p_kl, ours": ours(losses.projected_kl, LossConfig()),
+            "p_kl of 8192, ours": ours(losses.projected_kl, LossConfig(teacher_top_k=8192)),
+        }
+
+    def costs(self, repeats: int) -> Iterator[Row]:
+        """CPU-seconds, the least of all rounds, and peak MiB."""
+        runs = self.runs()
+        gradient = self.logits[0].numel() * 4 / 2**20
+        peaks = {name: peak_mib(run) - gradient for name, run in runs.items()}
+        best = dict.fromkeys(runs, float("inf"))
+        for _ in range(repeats):
+            for name, run in runs.items():
+                self.logits[0].grad = None
+                start = time.process_time()
+                run()
+                best[name] = min(best[name], time.process_time() - start)
+        sizes: Row = {"rows": len(self.logits[0]), "columns": " / ".join(f"{len(side[0])}" for side in self.logits)}
+        for name in runs:
+            yield sizes | {"loss": name, "cpu_s": round(best[name], 3), "peak_mib": round(peaks[name])}
+
+
+def trl_settings(hybrid: bool) -> SimpleNamespace:
+    """GOLDConfig's own defaults, of what its loss reads."""
+    return SimpleNamespace(
+        beta=0.5,
+        use_extended_uld=True,
+        uld_token_merge_strategy="observed",
+        uld_use_hybrid_loss=hybrid,
+        uld_hybrid_matched_weight=None,
+        uld_hybrid_unmatched_weight=None,
+        uld_crossentropy_weight=0.0,
+        uld_distillation_weight=1.0,
+        uld_student_temperature=1.0,
+        uld_teacher_temperature=1.0,
+        uld_skip_student_eos=True,
+        uld_skip_teacher_eos=True,
+    )
 
 
 if __name__ == "__main__":
