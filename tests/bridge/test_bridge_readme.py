@@ -1,4 +1,4 @@
-"""The Python of README's section on Megatron-Bridge runs, with a tiny model and data in the place of a user's."""
+"""The Python of docs/bridge.md runs, with a tiny model and data in the place of a user's."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ pytestmark = pytest.mark.timeout(240)
 
 
 def blocks() -> list[str]:
-    """The section's Python, block by block."""
-    text = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    section = text.partition("\n## Inside Megatron-Bridge\n")[2].partition("\n## ")[0]
-    return [part.partition("```")[0] for part in section.split("```python\n")[1:]]
+    """The page's Python, block by block."""
+    text = (CHECKOUT / "docs" / "bridge.md").read_text(encoding="utf-8")
+    return [part.partition("```")[0] for part in text.split("```python\n")[1:]]
 
 
 def test_a_config_of_the_users_is_extended_and_trained(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The Python of README's section on NeMo runs, with tiny models, data and a trainer in the place of a user's."""
+"""The Python of docs/nemo.md runs, with tiny models, data and a trainer in the place of a user's."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ pytestmark = pytest.mark.timeout(240)
 
 
 def blocks() -> list[str]:
-    """The section's Python, block by block."""
-    text = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    section = text.partition("\n## Inside NeMo 2.x\n")[2].partition("\n## ")[0]
-    return [part.partition("```")[0] for part in section.split("```python\n")[1:]]
+    """The page's Python, block by block."""
+    text = (CHECKOUT / "docs" / "nemo.md").read_text(encoding="utf-8")
+    return [part.partition("```")[0] for part in text.split("```python\n")[1:]]
 
 
 def test_there_are_two_blocks() -> None:
