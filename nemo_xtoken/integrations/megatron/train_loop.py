@@ -110,7 +110,8 @@ def train_step(training: Training, step: int, micro_batches: Sequence[DistillBat
             means = run_micro_batches(training, micro_batches, Scales.of(counts, 1.0, 1.0), forward_only=True)
         balance.update(means["kd"], _number(means["ce"]))
     kd_weight = balance.kd_weight
-    calibrate(training, micro_batches, _scales(training, counts))
+    if begins_with_scale_one(training, step):
+        calibrate(training, micro_batches, _scales(training, counts))
     means = run_micro_batches(training, micro_batches, _scales(training, counts), forward_only=False)
     loss = _number(means["loss"])
     if not math.isfinite(loss):
@@ -143,12 +144,24 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
+def begins_with_scale_one(training: Training, step: int) -> bool:
+    """Whether delayed scaling has no scales before this step; Transformer Engine's are in every checkpoint."""
+    fp8 = training.config.fp8
+    if fp8 is None or fp8.recipe != "delayed":
+        return False
+    return bool(uncalibrated(training)) if fp8.backend == "emulate" else step == 1
+
+
 def calibrate(training: Training, micro_batches: Sequence[DistillBatch], scales: Scales) -> None:
-    """Before the first step of delayed scaling: one pass without rounding, for the largest values alone."""
-    students = uncalibrated(training)
-    if students:
-        with calibrating(students):
-            run_micro_batches(training, micro_batches, scales, forward_only=False)
+    """Before the first step of delayed scaling: one pass for the largest values alone, whose gradients are dropped.
+
+    The emulation rounds nothing in it. Transformer Engine can't do that for gradients, and rounds with scale 1: those
+    of a sum over tokens, as the loss is, come through it, those of a mean would not.
+    """
+    with calibrating(uncalibrated(training)):
+        run_micro_batches(training, micro_batches, scales, forward_only=False)
+    for projection in training.objective.learnt_projections:
+        projection.optimizer.zero_grad()
 
 
 def uncalibrated(training: Training) -> list[GPTModel]:
