@@ -15,9 +15,10 @@ from nemo.lightning.pytorch.plugins.mixed_precision import update_config_with_dt
 
 from nemo_xtoken.config import Fp8Config, ParallelConfig, RunConfig
 from nemo_xtoken.data.padding import Lengths
-from nemo_xtoken.errors import ConfigError, UnavailableError
+from nemo_xtoken.errors import CheckpointError, ConfigError, UnavailableError
 from nemo_xtoken.integrations.megatron import launch
 from nemo_xtoken.integrations.megatron.fp8_backend import transformer_fields
+from nemo_xtoken.integrations.megatron.inputs import check_unchanged
 from nemo_xtoken.integrations.megatron.models import transformer_config
 from nemo_xtoken.integrations.nemo import DistillationConfig, NemoTeacher
 from nemo_xtoken.integrations.nemo import run as nemo_run_room
@@ -203,3 +204,21 @@ def fit_with_teacher(config: RunConfig) -> None:
 
     nemo_toy.student_model = changed  # type: ignore[assignment]
     fit(config)
+
+
+def test_a_run_does_not_go_on_with_another_fp8_of_its_teacher(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nemo_run_room, "_teacher", lambda *_: (None, "the same W"))
+    data = nemo_toy.data(our_run(folder, "resumed"))
+
+    def inputs(fp8: Fp8Config | None) -> dict[str, str]:
+        teacher = NemoTeacher(name="a", checkpoint="b", fp8=fp8)
+        model = SimpleNamespace(distillation=DistillationConfig(teachers=[teacher]))
+        trainer = SimpleNamespace(datamodule=data)
+        layout: Any = None
+        return nemo_run_room._teachers(model, trainer, layout, data.manifests[0])[1]
+
+    plain, current, mxfp8 = inputs(None), inputs(Fp8Config(recipe="current")), inputs(Fp8Config(recipe="mxfp8"))
+    for stored, now in ((plain, current), (current, plain), (current, mxfp8)):
+        with pytest.raises(CheckpointError, match="was started with another fp8 of a "):
+            check_unchanged(stored, now, folder)
+    check_unchanged(current, dict(current), folder)

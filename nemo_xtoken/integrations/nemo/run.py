@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,6 +189,8 @@ def _teachers(
     for teacher, side in zip(settings, sides, strict=True):
         loaded, key = _teacher(teacher, side, manifest.student, model, trainer, layout)
         inputs["projection" if len(settings) == 1 else f"projection of {teacher.name}"] = key
+        if teacher.fp8 is not None:
+            inputs[f"fp8 of {teacher.name}"] = json.dumps(dataclasses.asdict(teacher.fp8), sort_keys=True)
         teachers += [] if loaded is None else [loaded]
     return tuple(teachers), inputs
 
