@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.enums import AttnBackend
 from torch import Tensor
 
 from nemo_xtoken.config import (
@@ -40,11 +41,13 @@ from tests.bridge import tiny
 STUDENT = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, num_query_groups=2, ffn_hidden_size=48)
 
 
-def run_config(folder: Path, steps: int, teachers: Sequence[BridgeTeacher]) -> RunConfig:
+def run_config(
+    folder: Path, steps: int, teachers: Sequence[BridgeTeacher], student: ModelConfig = STUDENT
+) -> RunConfig:
     """What `tiny.config` says, in the words of the own loop. The teachers' models are not of its models."""
     return RunConfig(
         run_dir=str(folder / "own_loop"),
-        student=STUDENT,
+        student=student,
         teachers=tuple(
             TeacherConfig(
                 name=teacher.name,
@@ -66,9 +69,11 @@ def run_config(folder: Path, steps: int, teachers: Sequence[BridgeTeacher]) -> R
     )
 
 
-def curve(folder: Path, steps: int, teachers: Sequence[BridgeTeacher]) -> list[dict[str, float]]:
+def curve(
+    folder: Path, steps: int, teachers: Sequence[BridgeTeacher], student: ModelConfig = STUDENT
+) -> list[dict[str, float]]:
     """The lines of metrics of a training on this one rank. What is learnt of W is written to `folder`."""
-    config = run_config(folder, steps, teachers)
+    config = run_config(folder, steps, teachers, student)
     layout = layouts.start(ParallelConfig(), "cpu", seed=1)
     training = set_up(config, layout, folder, teachers)
     batches = training.batches()
@@ -116,6 +121,7 @@ def imported(path: Path, layout: Layout) -> GPTModel:
     """A Hugging Face model as Bridge builds it, with its head."""
     provider = provider_from(str(path))
     provider.params_dtype, provider.bf16, provider.fp16 = torch.float32, False, False
+    provider.attention_backend = AttnBackend.auto
     adapt(provider, layout.device)
     provider.finalize()
     (model,) = provider.provide_distributed_model(

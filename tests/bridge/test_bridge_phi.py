@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,37 +13,16 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
+from transformers import AutoModelForCausalLM, Phi3ForCausalLM
 
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.bridge.models import adapt, provider_from
+from tests.bridge.families import phi_config
 from tests.distributed.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(400)
 
 TOKENS = torch.arange(3, 27).view(1, -1)
-
-
-def phi_config(**changes: Any) -> Phi3Config:
-    """Grouped queries, three quarters of a head rotated, positions stretched beyond 64 tokens."""
-    shape: dict[str, Any] = {
-        "vocab_size": 304,
-        "hidden_size": 32,
-        "intermediate_size": 40,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "original_max_position_embeddings": 64,
-        "partial_rotary_factor": 0.75,
-        "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 3, "long_factor": [2.0] * 3},
-        "tie_word_embeddings": True,
-        "initializer_range": 0.2,
-        "pad_token_id": 0,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-    }
-    return Phi3Config(**{**shape, **changes})
 
 
 @pytest.fixture(scope="module")

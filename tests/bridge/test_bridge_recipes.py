@@ -20,7 +20,7 @@ from megatron.core.transformer.enums import AttnMaskType
 
 from nemo_xtoken.config import LossConfig
 from nemo_xtoken.errors import ConfigError, UnavailableError
-from nemo_xtoken.integrations.bridge import models, recipes, run
+from nemo_xtoken.integrations.bridge import models, recipes, run, versions
 from nemo_xtoken.integrations.bridge.arithmetic import check_layout
 from nemo_xtoken.integrations.bridge.config import BridgeTeacher, DistillationContainer
 from nemo_xtoken.integrations.bridge.dataset import TeacherInData
@@ -38,7 +38,9 @@ GPUS = {
     "llama32_1b_from_phi4_mini": 8,
     "llama32_1b_from_phi4_mini_and_llama32_3b": 8,
     "mistral_7b_from_qwen3_32b": 32,
+    "mistral_nemo_12b_from_qwen3_32b": 128,
 }
+LEARNING_RATE = {"mistral_nemo_12b_from_qwen3_32b": 2e-5}
 QWEN3 = "Qwen/Qwen3-4B"
 
 
@@ -49,7 +51,7 @@ def test_a_recipe_has_the_papers_settings_and_a_layout_that_comes_out_even(name:
     train, optimizer, scheduler, data = config.train, config.optimizer, config.scheduler, config.dataset.data
     assert train.global_batch_size == 768
     assert (data.student_sequence_length, data.teacher_sequence_length) == (4096, 4096)
-    assert (optimizer.lr, optimizer.weight_decay, optimizer.clip_grad) == (5e-5, 0.1, 1.0)
+    assert (optimizer.lr, optimizer.weight_decay, optimizer.clip_grad) == (LEARNING_RATE.get(name, 5e-5), 0.1, 1.0)
     assert (optimizer.adam_beta1, optimizer.adam_beta2) == (0.9, 0.98)
     assert (scheduler.lr_decay_style, scheduler.lr_warmup_iters) == ("cosine", 4000)
     assert config.mixed_precision == "bf16_mixed"
@@ -83,9 +85,20 @@ def test_a_published_model_is_bridges_own_preset(name: str) -> None:
 
 def test_every_recipe_is_among_those_that_are_built_here(folder: Path) -> None:
     assert set(recipes.RECIPES) == {*GPUS, "tiny_cpu"}
-    assert {*PRESETS, recipes.PHI4_MINI} == set(SHAPES)
+    assert {*PRESETS, recipes.PHI4_MINI, "mistralai/Mistral-Nemo-Base-2407"} == set(SHAPES)
     tiny_cpu = recipes.tiny_cpu(str(folder / "data"), student=str(folder / "llama"), teacher=str(folder / "qwen3"))
     assert check_layout(tiny_cpu, 1) == 1
+
+
+def test_the_recipe_of_many_nodes_is_cut_in_every_way() -> None:
+    config = recipes.mistral_nemo_12b_from_qwen3_32b()
+    model = config.model
+    sizes = (model.tensor_model_parallel_size, model.pipeline_model_parallel_size, model.context_parallel_size)
+    assert sizes == (8, 4, 2)
+    assert (model.num_layers, model.hidden_size, model.kv_channels, model.window_size) == (40, 5120, 128, None)
+    assert check_layout(config, 128) == 2
+    with pytest.raises(ConfigError, match="the number of ranks, 96, is not divisible"):
+        check_layout(config, 96)
 
 
 def test_the_recipes_with_phi() -> None:
@@ -220,6 +233,10 @@ def set_other_checkpoints(config: DistillationContainer) -> None:
     config.checkpoint.ckpt_format = "fsdp_dtensor"
 
 
+def set_window_over_ranks(config: DistillationContainer) -> None:
+    config.model.window_size, config.model.context_parallel_size = (512, 0), 2
+
+
 def set_nowhere_for_w(config: DistillationContainer) -> None:
     config.checkpoint.save = None
 
@@ -253,6 +270,7 @@ def set_reruns(config: DistillationContainer) -> None:
         (set_multi_token_prediction, "multi-token prediction"),
         (set_cuda_graphs, "cuda_graph_impl=local"),
         (set_other_checkpoints, "ckpt_format=fsdp_dtensor"),
+        (set_window_over_ranks, "attention in a window"),
         (set_nowhere_for_w, "a teacher without a projection"),
     ],
 )
@@ -277,7 +295,7 @@ def test_a_teacher_that_can_not_stand_beside_the_student_is_refused() -> None:
     wide.tensor_model_parallel_size = 2
     with pytest.raises(ConfigError, match="tensor_model_parallel_size 2 must be the student's, 1"):
         refuse_teacher("wide", wide, student)
-    with pytest.raises(ConfigError, match="caps its logits"):
+    with pytest.raises(ConfigError, match="is of Gemma 2's architecture: Bridge's attention for it"):
         refuse_teacher("gemma", Gemma2ModelProvider(num_layers=2, hidden_size=8, num_attention_heads=2), student)
     with pytest.raises(ConfigError, match="expected a model or a provider"):
         BridgeTeacher()
@@ -323,6 +341,13 @@ def test_the_parts_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "steps: expected an integer, got 'many'" in capsys.readouterr().err
     assert run.main(["--device", "cpu", "llama32_1b_from_qwen3_4b", "data"]) == 2
     assert "expected key=value" in capsys.readouterr().err
+
+
+def test_a_release_whose_exports_are_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions.check_export()
+    monkeypatch.setattr(versions, "version", lambda name: "0.6.2")
+    with pytest.raises(UnavailableError, match=r"tested with Megatron-Bridge 0\.3\.1 only, and 0\.6\.2 is installed"):
+        versions.check_export()
 
 
 def test_weights_are_read_when_the_model_is_built(folder: Path) -> None:

@@ -211,16 +211,18 @@ def distil(config: DistillationContainer) -> list[dict[str, float]]:
     return curve.lines
 
 
-def logits_of_checkpoint(folder: Path, name: str, tokens: torch.Tensor) -> torch.Tensor:
+def logits_of_checkpoint(
+    folder: Path, name: str, tokens: torch.Tensor, steps: int = STEPS, student: str = "llama"
+) -> torch.Tensor:
     """What the student answers when Bridge's own loader has read the checkpoint that training wrote."""
-    run = config(folder, name, steps=STEPS)
+    run = config(folder, name, steps=steps, student=student)
     step = DistillationStep(run)
     state = GlobalState()
     runtime_config_update(run)
     state.cfg = run
     output = setup(state, get_dataset_provider(run.dataset))
     model = unwrap(output.model[0]).eval()
-    assert state.train_state.step == STEPS
+    assert state.train_state.step == steps
     assert step.balance.ratio is not None
     with torch.no_grad():
         hidden = model(tokens, torch.arange(tokens.shape[1])[None], None)

@@ -23,9 +23,10 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from nemo_xtoken.config import ParallelConfig
 from nemo_xtoken.errors import CheckpointError, ConfigError, require
-from nemo_xtoken.integrations.bridge.models import adapt, first_line
+from nemo_xtoken.integrations.bridge.models import adapt, check_conversion, first_line
 from nemo_xtoken.integrations.bridge.placement import device
 from nemo_xtoken.integrations.bridge.teacher import initial_projection_path
+from nemo_xtoken.integrations.bridge.versions import check_export
 from nemo_xtoken.integrations.megatron.head_tap import head_weight
 from nemo_xtoken.integrations.megatron.layout import Layout
 from nemo_xtoken.integrations.megatron.learnt_projection import LearntProjection
@@ -43,8 +44,9 @@ def export(checkpoint: Path, source: str, out: Path) -> None:
     source      the Hugging Face model that the student was made from; its config and tokenizer are written, too
     out         there whole or not at all; `out/distillation` gets the run's config and W, also as it was learnt
     Raises CheckpointError where the checkpoint can't be read or is of another model, ConfigError for a source that
-    can't be read or an `out` that is there already.
+    can't be read or an `out` that is there already, UnavailableError for a release whose exports are wrong.
     """
+    check_export()
     require(not out.exists(), f"{out} is there already; name a directory that is not, or remove it")
     iteration = find_iteration(checkpoint)
     bridge = _bridge_of(source)
@@ -65,6 +67,7 @@ def _bridge_of(source: str) -> Any:
 def _write(bridge: Any, iteration: Path, source: str, out: Path) -> None:
     with _one_process():
         model = load_student(bridge, iteration, source)
+        check_conversion(bridge, [model])
         bridge.save_hf_pretrained([model], out, show_progress=False, strict=False)
         folder = out / FOLDER
         folder.mkdir(exist_ok=True)
@@ -133,6 +136,7 @@ def load_student(bridge: Any, iteration: Path, source: str) -> GPTModel:
     provider.bf16, provider.fp16 = provider.params_dtype is torch.bfloat16, provider.params_dtype is torch.float16
     provider.pipeline_dtype = provider.autocast_dtype = provider.params_dtype
     provider.perform_initialization = False
+    provider.seq_length = 1  # nothing is computed, so no window is too short
     adapt(provider, device())
     provider.finalize()
     (model,) = provider.provide_distributed_model(

@@ -9,6 +9,12 @@ from nemo_xtoken.integrations.bridge.config import DistillationContainer
 from nemo_xtoken.integrations.bridge.dataset import AlignedData
 from nemo_xtoken.integrations.bridge.precision import precision_of
 
+GEMMA2 = (
+    "Bridge's attention for it puts a window in the place of the mask of packed documents, in every second layer; take "
+    "Gemma or Gemma 3"
+)
+WINDOW = "keys are gathered from all ranks, and nothing keeps a token from those outside its window; set it to 1"
+
 
 def refuse(config: DistillationContainer) -> None:
     """Raises ConfigError for the first thing in the config that distillation can't do."""
@@ -76,9 +82,10 @@ def _limits(config: DistillationContainer) -> list[tuple[bool, str, str]]:
         ),
         (
             getattr(model, "final_logit_softcapping", None) is not None,
-            "a student whose logits are capped (Gemma 2)",
-            "the loss computes logits from hidden states, and knows nothing of the cap here",
+            "a student of Gemma 2's architecture",
+            GEMMA2,
         ),
+        (has_window_over_ranks(model), "attention in a window (model.window_size) with context parallelism", WINDOW),
         (
             model.cuda_graph_impl != "none",
             f"model.cuda_graph_impl={model.cuda_graph_impl}",
@@ -104,6 +111,11 @@ def is_fp16(config: DistillationContainer) -> bool:
     return named or bool(config.model.fp16)
 
 
+def has_window_over_ranks(model: Any) -> bool:
+    """Whether attention is limited to a window in sequences that are cut over ranks."""
+    return getattr(model, "window_size", None) is not None and model.context_parallel_size > 1
+
+
 def refuse_teacher(name: str, teacher: Any, student: Any) -> None:
     """Raises ConfigError for a teacher that can't stand beside this student."""
     expert_size = max(teacher.expert_model_parallel_size, student.expert_model_parallel_size)
@@ -113,7 +125,9 @@ def refuse_teacher(name: str, teacher: Any, student: Any) -> None:
             "that it imports by the student's groups; set it to 1"
         )
     if getattr(teacher, "final_logit_softcapping", None) is not None:
-        raise ConfigError(f"teacher {name!r} caps its logits (Gemma 2), of which the loss knows nothing here")
+        raise ConfigError(f"teacher {name!r} is of Gemma 2's architecture: {GEMMA2}")
+    if has_window_over_ranks(teacher):
+        raise ConfigError(f"teacher {name!r}: attention in a window does not work with context parallelism: {WINDOW}")
     for size in ("tensor_model_parallel_size", "context_parallel_size"):
         ours, theirs = getattr(student, size), getattr(teacher, size)
         if ours != theirs:

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from megatron.bridge import AutoBridge
+from megatron.bridge.models.gemma.gemma3_provider import Gemma3ModelProvider
 from megatron.core.transformer.enums import AttnMaskType
 
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.bridge import phi3  # noqa: F401  # registers a conversion
+from nemo_xtoken.integrations.bridge.gemma3 import as_gemma3
 from nemo_xtoken.integrations.megatron.context_parallel import ContextParallelAttention
 from nemo_xtoken.integrations.megatron.fp8_backend import check_config_available
 from nemo_xtoken.integrations.megatron.models import block_spec, plain_kernels
@@ -22,9 +24,13 @@ from nemo_xtoken.integrations.megatron.models import block_spec, plain_kernels
 def provider_from(model: str | None, *, load_weights: bool = True) -> Any:
     """The provider of a Hugging Face model, a directory or a name. Raises ConfigError where Bridge can't read it."""
     try:
-        return AutoBridge.from_hf_pretrained(model).to_megatron_provider(load_weights=load_weights)
+        bridge = AutoBridge.from_hf_pretrained(model)
+        provider: Any = bridge.to_megatron_provider(load_weights=load_weights)
     except (OSError, ValueError) as error:
         raise ConfigError(f"Megatron-Bridge can't import {model}: {first_line(error)}") from error
+    if load_weights:
+        provider.register_pre_wrap_hook(partial(check_conversion, bridge), prepend=True)
+    return provider
 
 
 def with_weights(provider: Any, model: str) -> Any:
@@ -37,9 +43,28 @@ def with_weights(provider: Any, model: str) -> Any:
 def load_weights(model: str, models: list[Any]) -> list[Any]:
     """Read a Hugging Face model's weights into these, in place. Raises ConfigError where Bridge can't read it."""
     try:
-        AutoBridge.from_hf_pretrained(model).load_hf_weights(models)
+        bridge = AutoBridge.from_hf_pretrained(model)
+        check_conversion(bridge, models)
+        bridge.load_hf_weights(models)
     except (OSError, ValueError) as error:
         raise ConfigError(f"Megatron-Bridge can't import {model}: {first_line(error)}") from error
+    return models
+
+
+def check_conversion(bridge: Any, models: list[Any]) -> list[Any]:
+    """These models, as they are. Raises ConfigError for a weight that Bridge's conversion has no name for.
+
+    A head that is tied to the embedding needs none.
+    """
+    registry = bridge._model_bridge.mapping_registry()
+    for model in models:
+        tied = {"output_layer.weight"} if model.share_embeddings_and_output_weights else set[str]()
+        for name in {name for name, _ in model.named_parameters()} - tied:
+            if registry.megatron_to_hf_lookup(name) is None:
+                raise ConfigError(
+                    f"Megatron-Bridge's conversion of {type(bridge._model_bridge).__name__} does not know the weight "
+                    f"{name}; this model can't be imported with these layers"
+                )
     return models
 
 
@@ -56,6 +81,8 @@ def adapt(provider: Any, device: torch.device) -> None:
                 setattr(provider, name, value)
         provider.persist_layer_norm = provider.cross_entropy_loss_fusion = False
         provider.transformer_layer_spec = local_layers
+        if sees_whole_sequences(provider):
+            provider.window_size = None
     else:
         own = provider.transformer_layer_spec
         if getattr(own, "func", None) is not layers_for_packed_documents:
@@ -63,9 +90,23 @@ def adapt(provider: Any, device: torch.device) -> None:
 
 
 def local_layers(config: Any) -> Any:
-    """The layers of a provider on the CPU."""
+    """The layers of a provider on the CPU. Raises ConfigError for a window that they do not have."""
     check_config_available(config)
-    return block_spec(config, "cpu")
+    block = block_spec(config, "cpu")
+    if isinstance(config, Gemma3ModelProvider):
+        return as_gemma3(block)
+    if getattr(config, "window_size", None) is not None:
+        raise ConfigError(
+            f"attention in a window of {config.window_size} tokens does not work on the CPU: megatron-core's local "
+            "layers put it in the place of the mask of packed documents; use shorter sequences or another model"
+        )
+    return block
+
+
+def sees_whole_sequences(provider: Any) -> bool:
+    """Whether its window is no shorter than its sequences."""
+    window = getattr(provider, "window_size", None)
+    return isinstance(window, list | tuple) and provider.seq_length <= window[0]
 
 
 def layers_for_packed_documents(own: Any, config: Any, vp_stage: int | None = None) -> Any:

@@ -102,6 +102,22 @@ def mistral_7b_from_qwen3_32b(
     return _recipe("mistral_7b_from_qwen3_32b", student, [teacher], data, precision, steps)
 
 
+def mistral_nemo_12b_from_qwen3_32b(
+    data: str = "data", *, projection: str | None = None, precision: str = "bf16_mixed", steps: int = 20_000
+) -> DistillationContainer:
+    """Mistral-NeMo-12B from Qwen3-32B on 16 nodes of 8 GPUs of 80 GB: tp 8, pp 4, cp 2, the rest dp.
+
+    The teacher's weights are 8 GB on each GPU of the last pipeline stage, and of every stage while they are read.
+    """
+    student = published("mistralai/Mistral-Nemo-Base-2407")
+    student.tensor_model_parallel_size, student.sequence_parallel = 8, True
+    student.pipeline_model_parallel_size, student.context_parallel_size = 4, 2
+    teacher = BridgeTeacher(name="qwen3_32b", provider=published("Qwen/Qwen3-32B"), projection=projection, loss=P_KL)
+    config = _recipe("mistral_nemo_12b_from_qwen3_32b", student, [teacher], data, precision, steps)
+    config.optimizer.lr = 2e-5
+    return config
+
+
 def tiny_cpu(
     data: str = "data",
     *,
@@ -135,6 +151,7 @@ RECIPES: dict[str, Callable[..., DistillationContainer]] = {
         llama32_1b_from_phi4_mini,
         llama32_1b_from_phi4_mini_and_llama32_3b,
         mistral_7b_from_qwen3_32b,
+        mistral_nemo_12b_from_qwen3_32b,
         tiny_cpu,
     )
 }

@@ -92,6 +92,7 @@ def build_model(config: DistillationContainer, teacher: BridgeTeacher, layout: L
         "bf16": student.bf16,
         "fp16": student.fp16,
         "autocast_dtype": student.params_dtype,
+        "attention_backend": student.attention_backend,  # megatron-core keeps it in the process's environment
     }
     for name, value in {**options, **teacher.options}.items():
         setattr(provider, name, value)
