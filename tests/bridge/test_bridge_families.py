@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.bridge import gemma3, models
+from nemo_xtoken.integrations.bridge.config import BridgeTeacher
 from nemo_xtoken.integrations.bridge.export import export
 from nemo_xtoken.integrations.bridge.limits import refuse_teacher
-from tests.bridge import families, tiny
+from tests.bridge import families, own_loop, tiny
 from tests.distributed.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(400)
@@ -81,6 +82,13 @@ def test_a_student_is_distilled_in_every_layout_and_exported(made: Path, kind: s
     expected = run_ranks(1, tiny.logits_of_checkpoint, made, name, TOKENS, STEPS, student, timeout=150)[0]
     torch.testing.assert_close(logits_of(out), expected[..., :336], rtol=1e-5, atol=1e-5)
     assert (logits_of(out) - logits_of(made / student)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("kind", STUDENTS)
+def test_a_teacher_gives_the_curve_of_our_own_loop(made: Path, kind: str) -> None:
+    teacher = BridgeTeacher(model=str(made / f"teacher-{kind}"), projection=str(made / "projection.safetensors"))
+    own = run_ranks(1, own_loop.curve, made, STEPS, [teacher], timeout=150)[0]
+    assert_same(tiny.run(made, f"from_{kind}", steps=STEPS, teacher=f"teacher-{kind}", tp=2), own)
 
 
 def assert_same(lines: Lines, expected: Lines) -> None:
