@@ -17,9 +17,20 @@ def probability_floor(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).tiny
 
 
+_SLICE = 1 << 16
+"""Elements whose products `inner` makes at a time: they stay in the cache."""
+
+
 def inner(x: Tensor, y: Tensor) -> Tensor:
-    """Sum of x·y over everything, without a temporary of their shape."""
-    return torch.dot(x.reshape(-1), y.reshape(-1))
+    """Sum of x·y over everything, without a temporary of their shape, to the rounding of its type.
+
+    A CPU's dot product adds to a few running sums: over 64 rows of 110,000 columns it is 6e-4 off.
+    """
+    x, y = x.reshape(-1), y.reshape(-1)
+    if x.is_cuda:
+        return torch.dot(x, y)
+    parts = [(a * b).sum() for a, b in zip(x.split(_SLICE), y.split(_SLICE), strict=True)]
+    return torch.stack(parts).sum()
 
 
 def divergence_terms(teacher_log: Tensor, student_log: Tensor, direction: Direction) -> Tensor:

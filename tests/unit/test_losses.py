@@ -483,3 +483,14 @@ def test_kl_of_models_that_are_near_keeps_its_digits() -> None:
     assert float(value) == pytest.approx(exact, rel=2e-5)
     difference = -(teacher.exp() * student).sum() - entropy
     assert abs(float(difference) / exact - 1) > 2e-4
+
+
+def test_sums_over_millions_of_columns_keep_the_digits_of_their_type() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = (log_softmax(3 * torch.randn(32, 100_000, generator=generator), WholeVocabulary()) for _ in "ab")
+    actual = divergence_and_entropy(teacher, student, "forward")
+    expected = divergence_and_entropy(teacher.double(), student.double(), "forward")
+    for a, e in zip(actual, expected, strict=True):
+        assert a.item() == pytest.approx(e.item(), rel=1e-6)
+    of_few_running_sums = -torch.dot(teacher.exp().flatten(), teacher.flatten())
+    assert of_few_running_sums.item() != pytest.approx(expected[1].item(), rel=1e-5)
