@@ -35,8 +35,8 @@ class Lengths:
         return cls(student=first, teachers=tuple(others))
 
     def padded(self, batch: DistillBatch) -> DistillBatch:
-        """The same text in sequences [b, student] and [b, t] of each pair's teacher."""
-        return padded(batch, self.student, self.teachers)
+        """The same text in sequences [b, student] and [b, t] of each pair's teacher; without one the pair's is empty."""
+        return padded(batch, self.student, self.teachers or (0,))
 
 
 def token_multiple(fp8: Fp8Config | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from nemo_xtoken.config import ParallelConfig, RunConfig
 from nemo_xtoken.config_io import save_run
 from nemo_xtoken.errors import CheckpointError, ConfigError
 from nemo_xtoken.integrations.megatron import checkpoint_files as files
-from nemo_xtoken.integrations.megatron import launch
+from nemo_xtoken.integrations.megatron import launch, local_ranks
 from nemo_xtoken.integrations.megatron.metrics import keep_lines_up_to
 from nemo_xtoken.integrations.megatron.run_dir import locked
 from tests.distributed import toy, train_toy
@@ -98,6 +99,30 @@ def wait_for_end_of(processes: list[int]) -> None:
 def is_running(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def fork_a_writer_that_forks(pids: Path) -> int:
+    local_ranks.end_children_with_this()
+
+    def write(depth: int) -> None:
+        if depth:
+            multiprocessing.get_context("fork").Process(target=write, args=(depth - 1,)).start()
+        with pids.open("a", encoding="utf-8") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(30)
+
+    write(2)
+    return 0
+
+
+def test_what_a_killed_rank_has_forked_ends_with_it(tmp_path: Path) -> None:
+    rank = Forked(fork_a_writer_that_forks, tmp_path / "pids", log=tmp_path / "log")
+    wait_until(lambda: lines_in(tmp_path / "pids") == 3, rank)
+    pids = [int(line) for line in (tmp_path / "pids").read_text(encoding="utf-8").split()]
+    assert all(is_running(pid) for pid in pids)
+    rank.send_signal(signal.SIGKILL)
+    rank.wait()
+    wait_for_end_of(pids)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nemo_xtoken.config import Fp8Config, ParallelConfig
-from nemo_xtoken.data.padding import padded, padded_length, token_multiple
+from nemo_xtoken.data.padding import Lengths, padded, padded_length, token_multiple
 from nemo_xtoken.types import IGNORED_LABEL, ChunkRows, DistillBatch
 
 ONE = ParallelConfig()
@@ -95,3 +95,21 @@ def tokens_of_chunks(batch: DistillBatch, side: str) -> list[list[int]]:
 def test_nothing_is_done_where_the_lengths_are_right_already() -> None:
     before = batch()
     assert padded(before, 5, (7,)).student_tokens is before.student_tokens
+
+
+def test_a_student_without_a_teacher_is_padded_as_well() -> None:
+    whole = batch()
+    nothing = torch.zeros(2, 0, dtype=torch.int64)
+    no_chunks = ChunkRows(**dict.fromkeys(vars(whole.chunks), nothing[0]))
+    alone = replace(
+        whole,
+        teacher_tokens=nothing,
+        teacher_position_ids=nothing,
+        teacher_labels=nothing,
+        teacher_places=nothing,
+        chunks=no_chunks,
+    )
+    longer = Lengths(student=8, teachers=()).padded(alone)
+    assert longer.student_tokens[:, :5].equal(alone.student_tokens)
+    assert longer.student_tokens.shape == (2, 8)
+    assert longer.teacher_tokens.shape == (2, 0)

@@ -158,8 +158,20 @@ def end_with(parent: int) -> None:
         os._exit(1)
 
 
+def end_children_with_this() -> None:
+    """Every process that this one forks from here on ends with it, and theirs with them: a writer of a checkpoint that
+    outlived a killed rank would hold the run's directory."""
+    forking = [0]
+
+    def remember() -> None:
+        forking[0] = os.getpid()
+
+    os.register_at_fork(before=remember, after_in_child=lambda: end_with(forking[0]))
+
+
 def _rank(rank: int, world_size: int, task: Task, init_method: str, sender: Connection, parent: int) -> None:
     end_with(parent)
+    end_children_with_this()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends its ranks
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     if "OMP_NUM_THREADS" not in os.environ:
