@@ -35,7 +35,7 @@ class Lengths:
         return cls(student=first, teachers=tuple(others))
 
     def padded(self, batch: DistillBatch) -> DistillBatch:
-        """The same text in sequences [b, student] and [b, t] of each pair's teacher; without one the pair's is empty."""
+        """The same text in sequences [b, student] and [b, t] of each pair's teacher, 0 without one."""
         return padded(batch, self.student, self.teachers or (0,))
 
 
