@@ -29,7 +29,8 @@ def inner(x: Tensor, y: Tensor) -> Tensor:
     x, y = x.reshape(-1), y.reshape(-1)
     if x.is_cuda:
         return torch.dot(x, y)
-    parts = [(a * b).sum() for a, b in zip(x.split(_SLICE), y.split(_SLICE), strict=True)]
+    slices = (slice(start, start + _SLICE) for start in range(0, max(len(x), 1), _SLICE))
+    parts = [(x[part] * y[part]).sum() for part in slices]
     return torch.stack(parts).sum()
 
 
