@@ -84,7 +84,7 @@ def test_a_student_is_distilled_in_every_layout_and_exported(made: Path, kind: s
     assert (logits_of(out) - logits_of(made / student)).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("kind", STUDENTS)
+@pytest.mark.parametrize("kind", [*STUDENTS, "gemma3"])
 def test_a_teacher_gives_the_curve_of_our_own_loop(made: Path, kind: str) -> None:
     teacher = BridgeTeacher(model=str(made / f"teacher-{kind}"), projection=str(made / "projection.safetensors"))
     own = run_ranks(1, own_loop.curve, made, STEPS, [teacher], timeout=150)[0]
@@ -104,6 +104,11 @@ def test_gemma_2_is_refused(made: Path) -> None:
     gemma2: Any = models.provider_from(str(made / "teacher-gemma2"))
     with pytest.raises(ConfigError, match="teacher 'gemma2' is of Gemma 2's architecture"):
         refuse_teacher("gemma2", gemma2, models.provider_from(str(made / "llama")))
+
+
+def test_a_student_of_gemma_3_is_refused(made: Path) -> None:
+    with pytest.raises(ConfigError, match="a student of Gemma 3's architecture does not work"):
+        tiny.config(made, "gemma3", student="student-gemma3")
 
 
 def test_a_window_on_the_cpu_or_over_ranks_is_refused(made: Path) -> None:
