@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from nemo_xtoken.config import BalanceConfig, Fp8Config, RunConfig
-from nemo_xtoken.integrations.megatron import launch, train_loop
 from nemo_xtoken.integrations.megatron import layout as layouts
+from nemo_xtoken.integrations.megatron import train_loop
 from nemo_xtoken.integrations.megatron.step import Scales
 from tests.distributed import toy
 from tests.distributed.ranks import run_ranks
@@ -21,12 +21,8 @@ pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("toy")
-    toy.make_data(folder)
-    teacher = toy.teacher_run(folder)
-    launch(replace(teacher, train=replace(teacher.train, steps=3)))
-    return folder
+def folder(toy_folder: Path) -> Path:
+    return toy_folder
 
 
 def run(folder: Path, name: str, *, delayed: bool = True, learn: bool = False) -> RunConfig:

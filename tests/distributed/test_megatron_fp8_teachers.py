@@ -20,12 +20,8 @@ pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("toy")
-    toy.make_data(folder)
-    teacher = toy.teacher_run(folder)
-    launch(replace(teacher, train=replace(teacher.train, steps=3)))
-    return folder
+def folder(toy_folder: Path) -> Path:
+    return toy_folder
 
 
 def fp8(recipe: Any) -> Fp8Config:

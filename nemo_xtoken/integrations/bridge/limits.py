@@ -14,7 +14,7 @@ from nemo_xtoken.integrations.bridge.precision import precision_of
 
 GEMMA2 = (
     "Bridge's attention for it puts a window in the place of the mask of packed documents, in every second layer; take "
-    "Gemma or Gemma 3"
+    "Gemma"
 )
 GEMMA3 = (
     "in training on the CPU its gradient is infinite from the first step on, for a reason that is not known yet; it "
