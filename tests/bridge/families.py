@@ -13,6 +13,8 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    MistralConfig,
+    NemotronConfig,
     Phi3Config,
     PretrainedConfig,
     Qwen2Config,
@@ -36,6 +38,8 @@ CONFIGS: dict[str, Any] = {
     "gemma3": lambda size: Gemma3TextConfig(
         vocab_size=size, head_dim=16, **{**SHAPE, "num_hidden_layers": 6}, **WINDOW
     ),
+    "mistral": lambda size: MistralConfig(vocab_size=size, head_dim=16, sliding_window=None, **SHAPE),
+    "nemotron": lambda size: NemotronConfig(vocab_size=size, head_dim=16, **SHAPE),
     "phi": lambda size: phi_config(vocab_size=size),
     "qwen2": lambda size: Qwen2Config(vocab_size=size, **SHAPE),
     "qwen3": lambda size: Qwen3Config(vocab_size=size, head_dim=16, **SHAPE),

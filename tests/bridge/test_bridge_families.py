@@ -1,4 +1,4 @@
-"""Other families inside Bridge: imported, Gemma and Phi distilled and exported, what is refused."""
+"""Other families inside Bridge: imported, Gemma, Mistral, Nemotron and Phi distilled and exported, what is refused."""
 
 # pyright: reportMissingImports=false
 from __future__ import annotations
@@ -26,7 +26,18 @@ pytestmark = pytest.mark.timeout(400)
 Lines = list[dict[str, float]]
 STEPS = 3
 TOKENS = torch.arange(3, 27).view(1, -1)
-STUDENTS = ("gemma", "phi")
+STUDENTS = ("gemma", "mistral", "nemotron", "phi")
+
+IMPORTED = [
+    ("gemma", 2),
+    ("gemma3", 1),
+    ("gemma3", 2),
+    ("mistral", 2),
+    ("nemotron", 1),
+    ("nemotron", 2),
+    ("qwen2", 1),
+    ("qwen3", 2),
+]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +68,7 @@ def logits_of(path: Path, tokens: torch.Tensor = TOKENS) -> torch.Tensor:
         return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)(tokens).logits
 
 
-@pytest.mark.parametrize(("kind", "tp"), [("gemma", 2), ("gemma3", 1), ("gemma3", 2), ("qwen2", 1), ("qwen3", 2)])
+@pytest.mark.parametrize(("kind", "tp"), IMPORTED)
 def test_an_imported_model_has_the_logits_of_transformers(made: Path, kind: str, tp: int) -> None:
     found = run_ranks(tp, imported_logits, made / f"student-{kind}", tp, timeout=150)
     for logits in found:

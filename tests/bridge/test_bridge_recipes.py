@@ -3,6 +3,7 @@
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -27,21 +28,56 @@ from nemo_xtoken.integrations.bridge.dataset import TeacherInData
 from nemo_xtoken.integrations.bridge.distillation import extend
 from nemo_xtoken.integrations.bridge.limits import refuse, refuse_teacher
 from nemo_xtoken.integrations.bridge.overrides import override
-from nemo_xtoken.integrations.bridge.published import SHAPES, published
+from nemo_xtoken.integrations.bridge.published import NEMOTRON4_15B, SHAPES, published
 from nemo_xtoken.integrations.megatron.context_parallel import ContextParallelAttention
 from tests.bridge import tiny
+from tests.conftest import CHECKOUT
 
 pytestmark = pytest.mark.timeout(400)
 
-GPUS = {
-    "llama32_1b_from_qwen3_4b": 8,
-    "llama32_1b_from_phi4_mini": 8,
-    "llama32_1b_from_phi4_mini_and_llama32_3b": 8,
-    "mistral_7b_from_qwen3_32b": 32,
-    "mistral_nemo_12b_from_qwen3_32b": 128,
-}
-LEARNING_RATE = {"mistral_nemo_12b_from_qwen3_32b": 2e-5}
+NEMO_RECIPES = CHECKOUT / "nemo_xtoken" / "integrations" / "nemo" / "recipes.py"
+GPUS = {name: int(name.rpartition("_")[2].removesuffix("gpu")) for name in recipes.RECIPES if name != "tiny_cpu"}
+LLAMA32_1B_FROM_QWEN3_4B = "llama32_1b_from_qwen3_4b_8gpu"
+ON_MANY_NODES = {"mistral_nemo_12b_from_qwen3_32b_128gpu", "nemotron4_15b_from_qwen3_32b_128gpu"}
+MORE_THAN_NEMO = {"mistral_7b_from_qwen3_32b"}
 QWEN3 = "Qwen/Qwen3-4B"
+
+
+def nemo_recipes() -> tuple[set[str], dict[str, int]]:
+    """The students and teachers of NeMo's recipes, whose environment is another one, and their numbers, by reading."""
+    tree = ast.parse(NEMO_RECIPES.read_text(encoding="utf-8"))
+    names: set[str] = set()
+    numbers: dict[str, int] = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.decorator_list:
+            students = [
+                ast.literal_eval(argument.annotation.slice)  # type: ignore[union-attr]
+                for argument in node.args.args
+                if argument.arg == "student_model"
+            ]
+            teacher = node.name.partition("_from_")[2]
+            names |= {f"{student}_from_{teacher}" for student in students[0]} if students else {node.name}
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant | ast.Tuple):
+            (target,) = node.targets
+            values = ast.literal_eval(node.value)
+            keys = [ast.unparse(name) for name in getattr(target, "elts", [target])]
+            numbers |= dict(zip(keys, values if isinstance(values, tuple) else [values], strict=True))
+    return names, numbers
+
+
+def test_the_recipes_are_those_of_nemo() -> None:
+    names, numbers = nemo_recipes()
+    assert len(names) == 6
+    assert {name.rpartition("_")[0] for name in GPUS} == (names - {"tiny_cpu"}) | MORE_THAN_NEMO
+    assert set(recipes.RECIPES) == {*GPUS, "tiny_cpu"}
+    config = recipes.RECIPES[LLAMA32_1B_FROM_QWEN3_4B]()
+    data = config.dataset.data
+    assert numbers == {
+        "GLOBAL_BATCH_SIZE": config.train.global_batch_size,
+        "SEQ_LENGTH": data.student_sequence_length,
+        "TEACHER_SEQ_LENGTH": data.teacher_sequence_length,
+        "STEPS": config.train.train_iters,
+    }
 
 
 @pytest.mark.parametrize("name", GPUS)
@@ -50,10 +86,12 @@ def test_a_recipe_has_the_papers_settings_and_a_layout_that_comes_out_even(name:
     assert check_layout(config, GPUS[name]) >= 1
     train, optimizer, scheduler, data = config.train, config.optimizer, config.scheduler, config.dataset.data
     assert train.global_batch_size == 768
-    assert (data.student_sequence_length, data.teacher_sequence_length) == (4096, 4096)
-    assert (optimizer.lr, optimizer.weight_decay, optimizer.clip_grad) == (LEARNING_RATE.get(name, 5e-5), 0.1, 1.0)
+    assert (data.student_sequence_length, data.teacher_sequence_length) == (4096, 4096 if "phi4" in name else 5120)
+    assert optimizer.lr == (2e-5 if name in ON_MANY_NODES else 5e-5)
+    assert (optimizer.weight_decay, optimizer.clip_grad) == (0.1, 1.0)
     assert (optimizer.adam_beta1, optimizer.adam_beta2) == (0.9, 0.98)
     assert (scheduler.lr_decay_style, scheduler.lr_warmup_iters) == ("cosine", 4000)
+    assert config.checkpoint.save == f"checkpoints/{name}"
     assert config.mixed_precision == "bf16_mixed"
     assert config.model.calculate_per_token_loss
     assert not config.ddp.average_in_collective
@@ -66,9 +104,10 @@ PRESETS = {
     "Qwen/Qwen3-4B": ("qwen.qwen_provider", "Qwen3ModelProvider4B"),
     "Qwen/Qwen3-32B": ("qwen.qwen_provider", "Qwen3ModelProvider32B"),
     "mistralai/Mistral-7B-v0.3": ("mistral.mistral_provider", "MistralModelProvider"),
+    NEMOTRON4_15B: ("nemotron.nemotron_provider", "Nemotron4ModelProvider15B"),
 }
 NAMED_OTHERWISE = {"hf_model_id", "vocab_size", "kv_channels", "max_position_embeddings"}
-NAMED_OTHERWISE |= {"use_transformer_engine_op_fuser", "bf16", "params_dtype"}
+NAMED_OTHERWISE |= {"use_transformer_engine_op_fuser", "bf16", "params_dtype", "autocast_dtype"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -84,26 +123,26 @@ def test_a_published_model_is_bridges_own_preset(name: str) -> None:
 
 
 def test_every_recipe_is_among_those_that_are_built_here(folder: Path) -> None:
-    assert set(recipes.RECIPES) == {*GPUS, "tiny_cpu"}
     assert {*PRESETS, recipes.PHI4_MINI, "mistralai/Mistral-Nemo-Base-2407"} == set(SHAPES)
     tiny_cpu = recipes.tiny_cpu(str(folder / "data"), student=str(folder / "llama"), teacher=str(folder / "qwen3"))
     assert check_layout(tiny_cpu, 1) == 1
 
 
-def test_the_recipe_of_many_nodes_is_cut_in_every_way() -> None:
-    config = recipes.mistral_nemo_12b_from_qwen3_32b()
+@pytest.mark.parametrize(("name", "layers", "hidden"), [("mistral_nemo_12b", 40, 5120), ("nemotron4_15b", 32, 6144)])
+def test_the_recipes_of_many_nodes_are_cut_in_every_way(name: str, layers: int, hidden: int) -> None:
+    config = recipes.RECIPES[f"{name}_from_qwen3_32b_128gpu"]()
     model = config.model
     sizes = (model.tensor_model_parallel_size, model.pipeline_model_parallel_size, model.context_parallel_size)
     assert sizes == (8, 4, 2)
-    assert (model.num_layers, model.hidden_size, model.kv_channels, model.window_size) == (40, 5120, 128, None)
+    assert (model.num_layers, model.hidden_size, model.kv_channels, model.window_size) == (layers, hidden, 128, None)
     assert check_layout(config, 128) == 2
     with pytest.raises(ConfigError, match="the number of ranks, 96, is not divisible"):
         check_layout(config, 96)
 
 
 def test_the_recipes_with_phi() -> None:
-    assert recipes.llama32_1b_from_phi4_mini().teachers[0].loss.mode == "h_kl"
-    config = recipes.llama32_1b_from_phi4_mini_and_llama32_3b()
+    assert recipes.llama32_1b_from_phi4_mini_8gpu().teachers[0].loss.mode == "h_kl"
+    config = recipes.llama32_1b_from_phi4_mini_and_llama32_3b_8gpu()
     phi, llama = config.teachers
     assert [(teacher.weight, teacher.loss.mode) for teacher in (phi, llama)] == [(0.8, "h_kl"), (0.2, "same_tokenizer")]
     assert config.dataset.teachers == (TeacherInData("phi4_mini", None), TeacherInData("llama32_3b", None))
@@ -146,7 +185,7 @@ def test_an_fp8_student_has_a_bf16_teacher(name: str, precision: str) -> None:
     ],
 )
 def test_a_layout_that_does_not_come_out_even_is_one_clear_error(change: dict[str, Any], message: str) -> None:
-    config = override(recipes.mistral_7b_from_qwen3_32b(), [f"{key}={value}" for key, value in change.items()])
+    config = override(recipes.mistral_7b_from_qwen3_32b_32gpu(), [f"{key}={value}" for key, value in change.items()])
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         check_layout(config, 32)
 
@@ -170,13 +209,13 @@ def test_extend_leaves_the_users_choices_alone(folder: Path) -> None:
 
 
 def test_overrides_are_bridges_and_ours() -> None:
-    config = recipes.llama32_1b_from_qwen3_4b()
+    config = recipes.llama32_1b_from_qwen3_4b_8gpu()
     hooks = len(config.model._pre_wrap_hooks)
     changed = override(
         config,
-        ["train.train_iters=5", "model.tensor_model_parallel_size=2", "teachers.0.loss.mode=gold", "data.path=/there"],
+        ["train.train_iters=5", "model.tensor_model_parallel_size=4", "teachers.0.loss.mode=gold", "data.path=/there"],
     )
-    assert (changed.train.train_iters, changed.model.tensor_model_parallel_size) == (5, 2)
+    assert (changed.train.train_iters, changed.model.tensor_model_parallel_size) == (5, 4)
     assert changed.teachers[0].loss.mode == "gold"
     assert changed.teachers[0].provider is not None
     assert changed.dataset.data.path == "/there"
@@ -198,7 +237,7 @@ def test_overrides_are_bridges_and_ours() -> None:
 )
 def test_a_wrong_override_is_one_clear_error(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        override(recipes.llama32_1b_from_qwen3_4b(), text.split())
+        override(recipes.llama32_1b_from_qwen3_4b_8gpu(), text.split())
 
 
 def set_virtual_stages(config: DistillationContainer) -> None:
@@ -275,7 +314,7 @@ def set_reruns(config: DistillationContainer) -> None:
     ],
 )
 def test_what_does_not_work_is_refused_with_its_reason(change: Any, message: str) -> None:
-    config = recipes.llama32_1b_from_qwen3_4b()
+    config = recipes.llama32_1b_from_qwen3_4b_8gpu()
     refuse(config)
     change(config)
     with pytest.raises(ConfigError, match=f"{message}.* does not work with distillation inside Megatron-Bridge: .+"):
@@ -283,7 +322,7 @@ def test_what_does_not_work_is_refused_with_its_reason(change: Any, message: str
 
 
 def test_a_teacher_that_can_not_stand_beside_the_student_is_refused() -> None:
-    student = recipes.llama32_1b_from_qwen3_4b().model
+    student = published(recipes.LLAMA32_1B)
     refuse_teacher("qwen", published(QWEN3), student)
     experts = published(QWEN3)
     experts.num_moe_experts = 8
@@ -332,14 +371,14 @@ def test_the_command_tells_what_is_wrong_in_one_line(tmp_path: Path) -> None:
 
 def test_the_parts_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(["--device", "cpu", "--list"]) == 0
-    assert "llama32_1b_from_qwen3_4b" in capsys.readouterr().out
-    assert run.main(["--device", "cpu", "--check", "16", "llama32_1b_from_qwen3_4b"]) == 0
-    assert "data parallel size 16" in capsys.readouterr().out
-    assert run.main(["--device", "cpu", "--check", "7", "llama32_1b_from_qwen3_4b"]) == 2
+    assert LLAMA32_1B_FROM_QWEN3_4B in capsys.readouterr().out
+    assert run.main(["--device", "cpu", "--check", "16", LLAMA32_1B_FROM_QWEN3_4B]) == 0
+    assert "data parallel size 8" in capsys.readouterr().out
+    assert run.main(["--device", "cpu", "--check", "10", LLAMA32_1B_FROM_QWEN3_4B]) == 2
     assert "train.global_batch_size, 768, is not divisible" in capsys.readouterr().err
-    assert run.main(["--device", "cpu", "llama32_1b_from_qwen3_4b", "steps=many"]) == 2
+    assert run.main(["--device", "cpu", LLAMA32_1B_FROM_QWEN3_4B, "steps=many"]) == 2
     assert "steps: expected an integer, got 'many'" in capsys.readouterr().err
-    assert run.main(["--device", "cpu", "llama32_1b_from_qwen3_4b", "data"]) == 2
+    assert run.main(["--device", "cpu", LLAMA32_1B_FROM_QWEN3_4B, "data"]) == 2
     assert "expected key=value" in capsys.readouterr().err
 
 
@@ -355,6 +394,13 @@ def test_weights_are_read_when_the_model_is_built(folder: Path) -> None:
     models.with_weights(provider, str(folder / "nowhere"))
     with pytest.raises(ConfigError, match=r"Megatron-Bridge can't import .*nowhere"):
         provider.pre_wrap_hook([])
+
+
+def test_weights_of_another_shape_are_one_clear_error(folder: Path) -> None:
+    found = models.provider_from(str(folder / "qwen3"), load_weights=False)
+    models.check_shape("there", found, found)
+    with pytest.raises(ConfigError, match=r"there is another model than expected: its num_layers is 3, and .* is 32"):
+        models.check_shape("there", found, published(NEMOTRON4_15B))
 
 
 def test_fp8_without_transformer_engine_is_refused_when_layers_are_made() -> None:

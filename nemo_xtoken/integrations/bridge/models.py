@@ -20,6 +20,8 @@ from nemo_xtoken.integrations.megatron.context_parallel import ContextParallelAt
 from nemo_xtoken.integrations.megatron.fp8_backend import check_config_available
 from nemo_xtoken.integrations.megatron.models import block_spec, plain_kernels
 
+SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels")
+
 
 def provider_from(model: str | None, *, load_weights: bool = True) -> Any:
     """The provider of a Hugging Face model, a directory or a name. Raises ConfigError where Bridge can't read it."""
@@ -41,14 +43,28 @@ def with_weights(provider: Any, model: str) -> Any:
 
 
 def load_weights(model: str, models: list[Any]) -> list[Any]:
-    """Read a Hugging Face model's weights into these, in place. Raises ConfigError where Bridge can't read it."""
+    """Read a Hugging Face model's weights into these, in place.
+
+    Raises ConfigError where Bridge can't read it, or where it is of another shape.
+    """
     try:
         bridge = AutoBridge.from_hf_pretrained(model)
+        check_shape(model, bridge.to_megatron_provider(load_weights=False), models[0].config)
         check_conversion(bridge, models)
         bridge.load_hf_weights(models)
     except (OSError, ValueError) as error:
         raise ConfigError(f"Megatron-Bridge can't import {model}: {first_line(error)}") from error
     return models
+
+
+def check_shape(model: str, found: Any, expected: Any) -> None:
+    """Raises ConfigError where the provider of a Hugging Face model has other sizes than a config."""
+    for size in SIZES:
+        if getattr(found, size) != getattr(expected, size):
+            raise ConfigError(
+                f"{model} is another model than expected: its {size} is {getattr(found, size)}, and that of the config "
+                f"is {getattr(expected, size)}"
+            )
 
 
 def check_conversion(bridge: Any, models: list[Any]) -> list[Any]:

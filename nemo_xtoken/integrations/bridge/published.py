@@ -40,6 +40,7 @@ QWEN3: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 1000000.0,
 }
+NEMOTRON4_15B = "nemotron4_15b"
 SHAPES: dict[str, dict[str, Any]] = {
     "meta-llama/Llama-3.2-1B": {
         **LLAMA32,
@@ -121,14 +122,30 @@ SHAPES: dict[str, dict[str, Any]] = {
         "sliding_window": None,
         "tie_word_embeddings": False,
     },
+    NEMOTRON4_15B: {
+        "model_type": "nemotron",
+        "architectures": ["NemotronForCausalLM"],
+        "vocab_size": 256000,
+        "num_hidden_layers": 32,
+        "hidden_size": 6144,
+        "num_attention_heads": 48,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 24576,
+        "max_position_embeddings": 4096,
+        "norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.5,
+        "tie_word_embeddings": False,
+    },
 }
-"""What the `config.json` of each says."""
+"""What the `config.json` of each says; that of Nemotron-4-15B, which is not on Hugging Face, would."""
 
 
-def published(model: str) -> Any:
-    """The provider of one of `SHAPES`, which reads its weights when it builds the model."""
+def published(model: str, weights: str | None = None) -> Any:
+    """The provider of one of `SHAPES`, which reads its weights, or those in a directory, when it builds the model."""
     shape = dict(SHAPES[model])
     config: PretrainedConfig = AutoConfig.for_model(shape.pop("model_type"), **shape)
     provider: Any = AutoBridge.from_hf_config(config).to_megatron_provider(load_weights=False)
     provider.params_dtype, provider.bf16, provider.fp16 = torch.bfloat16, True, False
-    return with_weights(provider, model)
+    return with_weights(provider, weights or model)

@@ -1,9 +1,10 @@
-"""Complete distillations by name: functions that return a config for Bridge's `pretrain`.
+"""Complete distillations, named by models and by GPUs of 80 GB: functions that return a config for Bridge's `pretrain`.
 
 Settings are the paper's (X-Token, arXiv 2605.21699): global batch 768, sequences of 4,096 tokens, AdamW with lr 5e-5,
 weight decay 0.1, betas 0.9 and 0.98, 4,000 steps of warm-up, then cosine, clipping at 1.0, bf16. The number of steps is
-ours. Every recipe needs data that `nemo-xtoken data prepare` made with the two models' tokenizers: `data` is its
-directory. Building a recipe downloads nothing; the weights are read when it runs.
+ours. The set is that of the NeMo integration, a function for each student, and Mistral-7B. Every recipe needs data that
+`nemo-xtoken data prepare` made with the two models' tokenizers: `data` is its directory. Building a recipe downloads
+nothing; the weights are read when it runs. None of those for GPUs has been run on one.
 """
 
 # pyright: reportMissingImports=false
@@ -34,7 +35,7 @@ from nemo_xtoken.integrations.bridge.config import BridgeTeacher, DistillationCo
 from nemo_xtoken.integrations.bridge.distillation import extend
 from nemo_xtoken.integrations.bridge.models import provider_from
 from nemo_xtoken.integrations.bridge.precision import mixed_precision
-from nemo_xtoken.integrations.bridge.published import published
+from nemo_xtoken.integrations.bridge.published import NEMOTRON4_15B, published
 from nemo_xtoken.integrations.bridge.versions import validation_of
 
 Precision = str | Fp8Config
@@ -42,80 +43,80 @@ Precision = str | Fp8Config
 
 LLAMA32_1B = "meta-llama/Llama-3.2-1B"
 PHI4_MINI = "microsoft/Phi-4-mini-instruct"
+STEPS = 30_000
+PHI_LENGTHS = (4096, 4096)
+"""Beyond 4,096 tokens Phi-4-mini stretches its positions. Qwen splits numerals, and needs more tokens for a text."""
 P_KL = LossConfig(mode="p_kl", teacher_top_k=8192)
 H_KL = LossConfig(mode="h_kl")
 SAME_TOKENIZER = LossConfig(mode="same_tokenizer")
 
 
-def llama32_1b_from_qwen3_4b(
-    data: str = "data", *, projection: str | None = None, precision: Precision = "bf16_mixed", steps: int = 20_000
+def llama32_1b_from_qwen3_4b_8gpu(
+    data: str = "data", *, projection: str | None = None, precision: Precision = "bf16_mixed", steps: int = STEPS
 ) -> DistillationContainer:
-    """Llama-3.2-1B from Qwen3-4B on 8 GPUs of 80 GB: P-KL, since Qwen has no numerals of several digits."""
-    teacher = BridgeTeacher(
-        name="qwen3_4b",
-        provider=published("Qwen/Qwen3-4B"),
-        projection=projection,
-        loss=P_KL,
-    )
-    return _recipe("llama32_1b_from_qwen3_4b", published(LLAMA32_1B), [teacher], data, precision, steps)
+    """Llama-3.2-1B from Qwen3-4B with P-KL, since Qwen has no numerals of several digits: tp 2, dp 4."""
+    qwen = BridgeTeacher(name="qwen3_4b", provider=published("Qwen/Qwen3-4B"), projection=projection, loss=P_KL)
+    return _recipe("llama32_1b_from_qwen3_4b_8gpu", _llama32_1b(), [qwen], data, precision, steps, micro_batch=2)
 
 
-def llama32_1b_from_phi4_mini(
-    data: str = "data", *, projection: str | None = None, precision: Precision = "bf16_mixed", steps: int = 20_000
+def llama32_1b_from_phi4_mini_8gpu(
+    data: str = "data", *, projection: str | None = None, precision: Precision = "bf16_mixed", steps: int = STEPS
 ) -> DistillationContainer:
-    """Llama-3.2-1B from Phi-4-mini on 8 GPUs of 80 GB: H-KL, since Phi has the same numerals."""
-    teacher = BridgeTeacher(name="phi4_mini", provider=published(PHI4_MINI), projection=projection, loss=H_KL)
-    return _recipe("llama32_1b_from_phi4_mini", published(LLAMA32_1B), [teacher], data, precision, steps)
+    """Llama-3.2-1B from Phi-4-mini with H-KL, since Phi has the same numerals: tp 2, dp 4."""
+    phi = BridgeTeacher(name="phi4_mini", provider=published(PHI4_MINI), projection=projection, loss=H_KL)
+    name = "llama32_1b_from_phi4_mini_8gpu"
+    return _recipe(name, _llama32_1b(), [phi], data, precision, steps, micro_batch=2, lengths=PHI_LENGTHS)
 
 
-def llama32_1b_from_phi4_mini_and_llama32_3b(
-    data: str = "data", *, projection: str | None = None, precision: Precision = "bf16_mixed", steps: int = 20_000
+def llama32_1b_from_phi4_mini_and_llama32_3b_8gpu(
+    data: str = "data", *, projection: str | None = None, precision: Precision = "bf16_mixed", steps: int = STEPS
 ) -> DistillationContainer:
-    """Llama-3.2-1B from Phi-4-mini (weight 0.8) and Llama-3.2-3B (0.2), on 8 GPUs of 80 GB.
+    """Llama-3.2-1B from Phi-4-mini with H-KL, weight 0.8, and from Llama-3.2-3B, weight 0.2: tp 2, dp 4.
 
     The data has to have both: `--teacher phi4_mini=SPEC --teacher llama32_3b=SPEC`. `projection` is Phi's.
     """
     phi = BridgeTeacher(name="phi4_mini", provider=published(PHI4_MINI), projection=projection, loss=H_KL, weight=0.8)
-    llama = BridgeTeacher(
-        name="llama32_3b",
-        provider=published("meta-llama/Llama-3.2-3B"),
-        loss=LossConfig(mode="same_tokenizer"),
-        weight=0.2,
-    )
-    return _recipe(
-        "llama32_1b_from_phi4_mini_and_llama32_3b", published(LLAMA32_1B), [phi, llama], data, precision, steps
-    )
+    provider = published("meta-llama/Llama-3.2-3B")
+    llama = BridgeTeacher(name="llama32_3b", provider=provider, loss=SAME_TOKENIZER, weight=0.2)
+    name, teachers = "llama32_1b_from_phi4_mini_and_llama32_3b_8gpu", [phi, llama]
+    return _recipe(name, _llama32_1b(), teachers, data, precision, steps, micro_batch=2, lengths=PHI_LENGTHS)
 
 
-def mistral_7b_from_qwen3_32b(
-    data: str = "data", *, projection: str | None = None, precision: Precision = "bf16_mixed", steps: int = 20_000
+def mistral_7b_from_qwen3_32b_32gpu(
+    data: str = "data", *, projection: str | None = None, precision: Precision = "bf16_mixed", steps: int = STEPS
 ) -> DistillationContainer:
-    """Mistral-7B from Qwen3-32B on 4 nodes of 8 GPUs of 80 GB, tensor parallel 8 with sequence parallelism."""
+    """Mistral-7B from Qwen3-32B with P-KL on 4 nodes: tp 8, dp 4."""
     student = published("mistralai/Mistral-7B-v0.3")
     student.tensor_model_parallel_size, student.sequence_parallel = 8, True
-    teacher = BridgeTeacher(
-        name="qwen3_32b",
-        provider=published("Qwen/Qwen3-32B"),
-        projection=projection,
-        loss=P_KL,
-    )
-    return _recipe("mistral_7b_from_qwen3_32b", student, [teacher], data, precision, steps)
+    return _recipe("mistral_7b_from_qwen3_32b_32gpu", student, [_qwen3_32b(projection)], data, precision, steps)
 
 
-def mistral_nemo_12b_from_qwen3_32b(
-    data: str = "data", *, projection: str | None = None, precision: str = "bf16_mixed", steps: int = 20_000
+def mistral_nemo_12b_from_qwen3_32b_128gpu(
+    data: str = "data", *, projection: str | None = None, precision: Precision = "bf16_mixed", steps: int = STEPS
 ) -> DistillationContainer:
-    """Mistral-NeMo-12B from Qwen3-32B on 16 nodes of 8 GPUs of 80 GB: tp 8, pp 4, cp 2, the rest dp.
+    """Mistral-NeMo-12B from Qwen3-32B with P-KL on 16 nodes: tp 8, pp 4, cp 2, the rest dp.
 
     The teacher's weights are 8 GB on each GPU of the last pipeline stage, and of every stage while they are read.
     """
     student = published("mistralai/Mistral-Nemo-Base-2407")
-    student.tensor_model_parallel_size, student.sequence_parallel = 8, True
-    student.pipeline_model_parallel_size, student.context_parallel_size = 4, 2
-    teacher = BridgeTeacher(name="qwen3_32b", provider=published("Qwen/Qwen3-32B"), projection=projection, loss=P_KL)
-    config = _recipe("mistral_nemo_12b_from_qwen3_32b", student, [teacher], data, precision, steps)
-    config.optimizer.lr = 2e-5
-    return config
+    return _on_many_nodes("mistral_nemo_12b_from_qwen3_32b_128gpu", student, data, projection, precision, steps)
+
+
+def nemotron4_15b_from_qwen3_32b_128gpu(
+    data: str = "data",
+    *,
+    student: str = "checkpoints/nemotron4_15b",
+    projection: str | None = None,
+    precision: Precision = "bf16_mixed",
+    steps: int = STEPS,
+) -> DistillationContainer:
+    """Nemotron-4-15B from Qwen3-32B with P-KL on 16 nodes: tp 8, pp 4, cp 2, the rest dp.
+
+    `student` is a directory with its weights and tokenizer in Hugging Face's format, under no name of which they are
+    published. The teacher's weights are 8 GB on each GPU of the last stage, and of every stage while they are read.
+    """
+    provider = published(NEMOTRON4_15B, weights=student)
+    return _on_many_nodes("nemotron4_15b_from_qwen3_32b_128gpu", provider, data, projection, precision, steps)
 
 
 def tiny_cpu(
@@ -147,14 +148,35 @@ def tiny_cpu(
 RECIPES: dict[str, Callable[..., DistillationContainer]] = {
     recipe.__name__: recipe
     for recipe in (
-        llama32_1b_from_qwen3_4b,
-        llama32_1b_from_phi4_mini,
-        llama32_1b_from_phi4_mini_and_llama32_3b,
-        mistral_7b_from_qwen3_32b,
-        mistral_nemo_12b_from_qwen3_32b,
+        llama32_1b_from_qwen3_4b_8gpu,
+        llama32_1b_from_phi4_mini_8gpu,
+        llama32_1b_from_phi4_mini_and_llama32_3b_8gpu,
+        mistral_7b_from_qwen3_32b_32gpu,
+        mistral_nemo_12b_from_qwen3_32b_128gpu,
+        nemotron4_15b_from_qwen3_32b_128gpu,
         tiny_cpu,
     )
 }
+
+
+def _llama32_1b() -> Any:
+    student = published(LLAMA32_1B)
+    student.tensor_model_parallel_size, student.sequence_parallel = 2, True
+    return student
+
+
+def _qwen3_32b(projection: str | None) -> BridgeTeacher:
+    return BridgeTeacher(name="qwen3_32b", provider=published("Qwen/Qwen3-32B"), projection=projection, loss=P_KL)
+
+
+def _on_many_nodes(
+    name: str, student: Any, data: str, projection: str | None, precision: Precision, steps: int
+) -> DistillationContainer:
+    student.tensor_model_parallel_size, student.sequence_parallel = 8, True
+    student.pipeline_model_parallel_size, student.context_parallel_size = 4, 2
+    config = _recipe(name, student, [_qwen3_32b(projection)], data, precision, steps)
+    config.optimizer.lr = 2e-5
+    return config
 
 
 def _recipe(
@@ -164,7 +186,9 @@ def _recipe(
     data: str,
     precision: Precision | None,
     steps: int,
-    lengths: tuple[int, int] = (4096, 4096),
+    *,
+    micro_batch: int = 1,
+    lengths: tuple[int, int] = (4096, 5120),
 ) -> DistillationContainer:
     """The paper's settings around a student and its teachers."""
     if precision is None:
@@ -176,7 +200,7 @@ def _recipe(
     folder = f"checkpoints/{name}"
     base = ConfigContainer(
         model=student,
-        train=TrainingConfig(train_iters=steps, global_batch_size=768, micro_batch_size=1),
+        train=TrainingConfig(train_iters=steps, global_batch_size=768, micro_batch_size=micro_batch),
         optimizer=_optimizer(distributed=on_gpu),
         scheduler=SchedulerConfig(
             lr_decay_style="cosine",

@@ -1,6 +1,6 @@
 """`python -m nemo_xtoken.integrations.bridge.run RECIPE key=value ...`: a recipe, started.
 
-    torchrun --nproc-per-node 8 -m nemo_xtoken.integrations.bridge.run llama32_1b_from_qwen3_4b data.path=DIR
+    torchrun --nproc-per-node 8 -m nemo_xtoken.integrations.bridge.run llama32_1b_from_qwen3_4b_8gpu data.path=DIR
     srun python -m nemo_xtoken.integrations.bridge.run RECIPE ...    with MASTER_ADDR and MASTER_PORT set
     python -m nemo_xtoken.integrations.bridge.run --device cpu tiny_cpu student=DIR teacher=DIR data.path=DIR
 
