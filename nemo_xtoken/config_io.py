@@ -88,8 +88,8 @@ def from_dict(cls: type[T], data: object, where: str = "") -> T:
         raise ConfigError(f"{where}: {error}" if where else str(error)) from error
 
 
-def differences(a: RunConfig, b: RunConfig) -> list[str]:
-    """Dotted keys in which two runs differ, in the order of the config; a list of another length counts as one key."""
+def differences(a: T, b: T) -> list[str]:
+    """Dotted keys in which two configs differ, in their order; a list of another length counts as one key."""
     return list(_differences(_plain(a), _plain(b), ""))
 
 

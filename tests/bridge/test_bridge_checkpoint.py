@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,13 @@ from megatron.core import dist_checkpointing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_xtoken.cli.app import run as run_cli
-from nemo_xtoken.errors import CheckpointError
-from nemo_xtoken.integrations.bridge import to_hugging_face
+from nemo_xtoken.config import BalanceConfig, Fp8Config, LossConfig
+from nemo_xtoken.errors import CheckpointError, ConfigError
+from nemo_xtoken.integrations.bridge import recipes, to_hugging_face
+from nemo_xtoken.integrations.bridge.config import BridgeTeacher, DistillationContainer
 from nemo_xtoken.integrations.bridge.export import export
+from nemo_xtoken.integrations.bridge.going_on import check_goes_on
+from nemo_xtoken.integrations.bridge.overrides import override
 from tests.bridge import tiny
 from tests.distributed.ranks import run_ranks
 
@@ -60,6 +66,68 @@ def test_a_run_goes_on_in_another_layout(folder: Path, curve: Lines, first_half:
     resumed = tiny.run(folder, copy_of(folder, name), **layout)
     for line, other in zip(resumed, curve[HALF:], strict=True):
         assert line == pytest.approx(other, rel=1e-5, abs=1e-6)
+
+
+def with_teacher(folder: Path, name: str = "half", **changes: Any) -> DistillationContainer:
+    path = {"model": str(folder / "qwen3"), "projection": str(folder / "projection.safetensors")}
+    return tiny.config(folder, name, teachers=[BridgeTeacher(**{**path, **changes})])
+
+
+def with_data(folder: Path, **changes: Any) -> DistillationContainer:
+    config = with_teacher(folder)
+    config.dataset.data = replace(config.dataset.data, **changes)
+    return config
+
+
+CHANGES: dict[str, Callable[[Path], DistillationContainer]] = {
+    "teachers.0.fp8": lambda folder: with_teacher(folder, fp8=Fp8Config(recipe="current")),
+    "teachers.0.weight": lambda folder: with_teacher(folder, weight=2.0),
+    "teachers.0.loss.mode": lambda folder: with_teacher(folder, loss=LossConfig(mode="gold")),
+    "teachers.0.model": lambda folder: with_teacher(folder, model=str(folder / "qwen2")),
+    "teachers": lambda folder: tiny.config(folder, "half", teacher=None),
+    "balance.mode": lambda folder: tiny.config(folder, "half", balance=BalanceConfig(mode="fixed")),
+    "data.seed": lambda folder: with_data(folder, seed=7),
+}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_run_does_not_go_on_as_another_distillation(folder: Path, first_half: Lines, key: str) -> None:
+    assert first_half
+    tiny.DistillationStep(with_teacher(folder))
+    tiny.DistillationStep(with_data(folder, validation_path=None))
+    with pytest.raises(ConfigError, match=f"half holds a run with another {key}: give back the old value"):
+        tiny.DistillationStep(CHANGES[key](folder))
+    other = CHANGES[key](folder)
+    other.checkpoint.load = str(folder / "no_checkpoint")
+    tiny.DistillationStep(other)
+
+
+def test_each_setting_of_a_teachers_fp8_is_compared(folder: Path) -> None:
+    before = with_teacher(folder, "in_fp8", fp8=Fp8Config(recipe="mxfp8"))
+    store(before)
+    tiny.DistillationStep(with_teacher(folder, "in_fp8", fp8=Fp8Config(recipe="mxfp8")))
+    with pytest.raises(ConfigError, match=r"another teachers\.0\.fp8\.recipe: "):
+        tiny.DistillationStep(with_teacher(folder, "in_fp8", fp8=Fp8Config(recipe="blockwise")))
+    with pytest.raises(ConfigError, match=r"another teachers\.0\.fp8: "):
+        tiny.DistillationStep(with_teacher(folder, "in_fp8"))
+
+
+def test_a_recipes_teacher_is_known_by_the_model_of_its_provider(folder: Path) -> None:
+    config = recipes.llama32_1b_from_qwen3_4b_8gpu(str(folder / "data"))
+    config.checkpoint.save = config.checkpoint.load = str(folder / "by_recipe")
+    store(config)
+    check_goes_on(config)
+    override(config, ["teachers.0.model=Qwen/Qwen3-8B"])
+    with pytest.raises(ConfigError, match=r"another teachers\.0\.model: "):
+        check_goes_on(config)
+
+
+def store(config: DistillationContainer) -> None:
+    """What a checkpoint of this config has of it."""
+    iteration = Path(str(config.checkpoint.save)) / "iter_0000001"
+    iteration.mkdir(parents=True)
+    (iteration.parent / "latest_checkpointed_iteration.txt").write_text("1")
+    config.to_yaml(str(iteration / "run_config.yaml"))
 
 
 def test_the_checkpoint_has_the_student_and_the_balance_alone(folder: Path, first_half: Lines) -> None:

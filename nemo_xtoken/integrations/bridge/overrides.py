@@ -51,7 +51,7 @@ def override(config: DistillationContainer, overrides: Sequence[str]) -> Distill
     names = {field.name for field in dataclasses.fields(OurKeys)}
     ours = [text for text in overrides if text.partition("=")[0].split(".")[0] in names]
     dataset: Any = config.dataset
-    tree = OmegaConf.create(to_dict(_keys_of(config)))
+    tree = OmegaConf.create(to_dict(keys_of(config)))
     for text in ours:
         apply_override(cast("DictConfig", tree), text)
     keys = from_dict(OurKeys, OmegaConf.to_container(tree))
@@ -67,7 +67,8 @@ def override(config: DistillationContainer, overrides: Sequence[str]) -> Distill
     return config
 
 
-def _keys_of(config: DistillationContainer) -> OurKeys:
+def keys_of(config: DistillationContainer) -> OurKeys:
+    """What a config says under the keys that are ours."""
     teachers = tuple(TeacherKeys(**{key: getattr(teacher, key) for key in TEACHER_KEYS}) for teacher in config.teachers)
     return OurKeys(data=config.dataset.data, teachers=teachers, balance=config.balance)
 

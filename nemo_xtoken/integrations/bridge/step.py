@@ -20,6 +20,7 @@ from torch import Tensor
 from nemo_xtoken.config import LossConfig
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.bridge.config import DistillationContainer
+from nemo_xtoken.integrations.bridge.going_on import check_goes_on
 from nemo_xtoken.integrations.bridge.placement import layout_of
 from nemo_xtoken.integrations.bridge.settings import check_vocabulary, settle
 from nemo_xtoken.integrations.bridge.student import keep_in_checkpoint
@@ -48,6 +49,7 @@ class DistillationStep:
 
     def __init__(self, config: DistillationContainer) -> None:
         settle(config)
+        check_goes_on(config)
         check_vocabulary(config)
         self.config = config
         self.balance = Balance(config.balance)
