@@ -8,7 +8,16 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from examples.paper_study.plan import WORK, Loss, Study, Teacher, projection_file, teacher_config, teacher_folder
+from examples.paper_study.plan import (
+    WORK,
+    Loss,
+    Study,
+    Teacher,
+    projection_file,
+    student_data,
+    teacher_config,
+    teacher_folder,
+)
 from examples.paper_study.text import make_text
 from nemo_xtoken.config import RunConfig
 from nemo_xtoken.config_io import save_run
@@ -25,9 +34,10 @@ def make_material(study: Study, losses: Iterable[Loss]) -> None:
     losses = list(losses)
     make_text(TEXT)
     _cut_tokenizers(study)
-    _prepare("student_train", study.student, WORK / "data" / "student_train", _others(study))
-    for name in ("validation", "heldout"):
-        _prepare(name, study.student, WORK / "data" / name, ())
+    for student in sorted({loss.student for loss in losses}):
+        _prepare("student_train", student, student_data(study, student, "student_train"), _others(study))
+        for name in ("validation", "heldout"):
+            _prepare(name, student, student_data(study, student, name), ())
     for name in sorted({name for loss in losses for name in loss.teachers}):
         _train_teacher(study.teachers[name])
     for loss in losses:
@@ -101,11 +111,11 @@ def _train_teacher(teacher: Teacher) -> None:
 
 
 def _build_projection(study: Study, teacher: Teacher, loss: Loss) -> None:
-    out = projection_file(teacher, loss.projection)
+    out = projection_file(study, loss.student, teacher, loss.projection)
     if not out.is_file():
         out.parent.mkdir(parents=True, exist_ok=True)
         options = [f"--{key.replace('_', '-')}={value}" for key, value in loss.projection.items()]
-        pair = ["--student", spec(study.student), "--teacher", spec(teacher.tokenizer)]
+        pair = ["--student", spec(loss.student), "--teacher", spec(teacher.tokenizer)]
         _run([_command(), "projection", "build", *pair, *options, "--out", str(out)])
 
 

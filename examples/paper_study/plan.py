@@ -27,6 +27,7 @@ STUDENT = "student.yaml"
 class Loss:
     """One way to train the student of a setting.
 
+    student     the tokenizer of the setting's student
     teachers    names of the teachers, none for cross-entropy alone
     weights     alpha of each
     loss, teacher, run  keys over those of the loss, of every teacher and of the run
@@ -34,6 +35,7 @@ class Loss:
     """
 
     name: str
+    student: str
     teachers: tuple[str, ...]
     weights: tuple[float, ...] = ()
     loss: Tree = field(default_factory=dict[str, Any])
@@ -53,7 +55,7 @@ class Teacher:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """The whole of study.yaml."""
+    """The whole of study.yaml; `student` is the tokenizer of the students of settings that name none."""
 
     seeds: tuple[int, ...]
     search_seed: int
@@ -65,7 +67,12 @@ class Study:
     @property
     def tokenizers(self) -> list[str]:
         """Every tokenizer that some model has."""
-        return sorted({self.student, *(teacher.tokenizer for teacher in self.teachers.values())})
+        return sorted({*self.students, *(teacher.tokenizer for teacher in self.teachers.values())})
+
+    @property
+    def students(self) -> list[str]:
+        """The tokenizers of all students."""
+        return sorted({loss.student for named in self.settings.values() for loss in named.values()})
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,10 @@ def read_study(path: Path = HERE / "study.yaml") -> Study:
     tree = _yaml(path)
     teachers = {name: Teacher(name=name, **entry) for name, entry in tree["teachers"].items()}
     settings = {
-        setting: {name: _loss(f"{setting}.{name}", name, entry, body["teachers"]) for name, entry in losses(body)}
+        setting: {
+            name: _loss(f"{setting}.{name}", name, entry, body.get("student", tree["student"]), body["teachers"])
+            for name, entry in losses(body)
+        }
         for setting, body in tree["settings"].items()
     }
     for setting, named in settings.items():
@@ -119,11 +129,11 @@ def run_config(study: Study, trial: Trial) -> RunConfig:
 def run_tree(study: Study, trial: Trial) -> Tree:
     """The keys of that run which the study sets."""
     loss = trial.loss
-    teachers = [_teacher(study.teachers[name], loss, weight) for name, weight in _weighted(loss)]
+    teachers = [_teacher(study, study.teachers[name], loss, weight) for name, weight in _weighted(loss)]
     own = {
         "run_dir": str(trial.folder),
         "teachers": teachers,
-        "data": {"path": str(WORK / "data" / "student_train"), "seed": trial.seed},
+        "data": {"path": str(student_data(study, loss.student, "student_train")), "seed": trial.seed},
         "optimizer": {"lr": trial.rate},
         "train": {"seed": trial.seed},
     }
@@ -150,10 +160,15 @@ def teacher_folder(name: str) -> Path:
     return WORK / "teachers" / name
 
 
-def projection_file(teacher: Teacher, options: Tree) -> Path:
-    """The file of W for a teacher and options of building it."""
+def student_data(study: Study, student: str, text: str) -> Path:
+    """The text prepared for students of a tokenizer."""
+    return WORK / "data" / f"{text}{_unless_usual(study, student)}"
+
+
+def projection_file(study: Study, student: str, teacher: Teacher, options: Tree) -> Path:
+    """The file of W for a student's tokenizer, a teacher and options of building it."""
     suffix = "".join(f"-{key}-{value}" for key, value in sorted(options.items()))
-    return WORK / "projections" / f"{teacher.tokenizer}{suffix}.safetensors"
+    return WORK / "projections" / f"{teacher.tokenizer}{_unless_usual(study, student)}{suffix}.safetensors"
 
 
 def fingerprint(study: Study, trial: Trial, text: str) -> str:
@@ -167,7 +182,11 @@ def fingerprint(study: Study, trial: Trial, text: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _loss(where: str, name: str, entry: Tree, teachers: Sequence[str]) -> Loss:
+def _unless_usual(study: Study, student: str) -> str:
+    return "" if student == study.student else f"-student-{student}"
+
+
+def _loss(where: str, name: str, entry: Tree, student: str, teachers: Sequence[str]) -> Loss:
     unknown = entry.keys() - VARIANT_KEYS
     if unknown:
         raise ConfigError(f"{where}: expected {', '.join(sorted(VARIANT_KEYS))}, got {', '.join(sorted(unknown))}")
@@ -176,19 +195,19 @@ def _loss(where: str, name: str, entry: Tree, teachers: Sequence[str]) -> Loss:
     if len(weights) != len(chosen):
         raise ConfigError(f"{where}: expected a weight for each of {len(chosen)} teachers, got {len(weights)}")
     rest = {key: value for key, value in entry.items() if key not in ("teachers", "weights")}
-    return Loss(name=name, teachers=chosen, weights=weights, **rest)
+    return Loss(name=name, student=student, teachers=chosen, weights=weights, **rest)
 
 
 def _weighted(loss: Loss) -> list[tuple[str, float]]:
     return list(zip(loss.teachers, loss.weights, strict=True))
 
 
-def _teacher(teacher: Teacher, loss: Loss, weight: float) -> Tree:
+def _teacher(study: Study, teacher: Teacher, loss: Loss, weight: float) -> Tree:
     own = {
         "name": teacher.name,
         "prepared_as": teacher.tokenizer,
         "checkpoint": str(teacher_folder(teacher.name)),
-        "projection": str(projection_file(teacher, loss.projection)),
+        "projection": str(projection_file(study, loss.student, teacher, loss.projection)),
         "model": _yaml(HERE / MODEL_OF_TEACHER)["student"],
         "weight": weight,
         "loss": loss.loss,

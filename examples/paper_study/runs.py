@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from examples.paper_study.material import PROMPTS, text_hash, train
-from examples.paper_study.plan import HERE, WORK, Loss, Study, Trial, fingerprint, run_config
+from examples.paper_study.plan import HERE, Loss, Study, Trial, fingerprint, run_config, student_data
 
 RESULTS = HERE / "results"
 SEARCH, COUNTED = RESULTS / "search.jsonl", RESULTS / "runs.jsonl"
 MEASURES = (
-    "bits_per_byte", "loss_multi_digit", "mass_multi_digit", "probability_multi_digit", "loss_rest", "exact_answers",
+    "bits_per_byte", "loss_multi_digit", "mass_multi_digit", "probability_multi_digit", "loss/one_digit_numeral",
+    "loss_rest", "exact_answers",
 )  # fmt: skip
 
 Line = dict[str, Any]
@@ -28,14 +30,14 @@ Chosen = list[tuple[str, Loss]]
 def search(study: Study, chosen: Chosen, jobs: int) -> None:
     """Trains each loss at each rate with the seed of the search, and measures it on the validation text."""
     trials = [Trial(setting, loss, rate, study.search_seed) for rate in study.rates for setting, loss in chosen]
-    run_all(study, trials, SEARCH, jobs, lambda trial: evaluate(trial.folder, "validation", prompts=False))
+    run_all(study, trials, SEARCH, jobs, lambda trial: _measure(study, trial, "validation", prompts=False))
 
 
 def count(study: Study, chosen: Chosen, seeds: int, jobs: int) -> None:
     """Trains each loss at its best rate with the first so many seeds, and measures it on the held-out text."""
     rates = best_rates(study, chosen)
     trials = [Trial(s, loss, rates[s, loss.name], seed) for seed in study.seeds[:seeds] for s, loss in chosen]
-    run_all(study, trials, COUNTED, jobs, lambda trial: evaluate(trial.folder, "heldout", prompts=True))
+    run_all(study, trials, COUNTED, jobs, lambda trial: _measure(study, trial, "heldout", prompts=True))
 
 
 def best_rates(study: Study, chosen: Chosen) -> dict[tuple[str, str], float]:
@@ -68,15 +70,15 @@ def name_of(study: Study, trial: Trial) -> str:
     return fingerprint(study, trial, text_hash())
 
 
-def evaluate(folder: Path, data: str, *, prompts: bool) -> Line:
-    """The measures of a trained student."""
+def evaluate(folder: Path, data: Path, *, prompts: bool) -> Line:
+    """The measures of a trained student; those of numerals are not there where its tokenizer splits them all."""
     command = [str(Path(sys.executable).with_name("nemo-xtoken")), "evaluate", str(folder), "--json"]
     questions = ["--prompts", str(PROMPTS)] if prompts else []
     output = subprocess.run(
-        [*command, "--data", str(WORK / "data" / data), *questions], capture_output=True, text=True, check=True
+        [*command, "--data", str(data), *questions], capture_output=True, text=True, check=True
     ).stdout
     numbers = json.loads(output)
-    return {name: numbers[name] for name in MEASURES if name in numbers}
+    return {name: numbers[name] for name in MEASURES if not math.isnan(numbers.get(name, math.nan))}
 
 
 def read_lines(file: Path) -> Iterator[Line]:
@@ -91,6 +93,10 @@ def _run(study: Study, trial: Trial, measure: Callable[[Trial], Line]) -> Line:
     line = {"setting": trial.setting, "loss": trial.loss.name, "seed": trial.seed, "rate": trial.rate, **numbers}
     shutil.rmtree(trial.folder)
     return {**line, "fingerprint": name_of(study, trial)}
+
+
+def _measure(study: Study, trial: Trial, text: str, *, prompts: bool) -> Line:
+    return evaluate(trial.folder, student_data(study, trial.loss.student, text), prompts=prompts)
 
 
 def _append(file: Path, line: Line) -> None:

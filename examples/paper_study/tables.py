@@ -25,6 +25,7 @@ HEADINGS = {
     "loss_multi_digit": "nats per numeral",
     "mass_multi_digit": "mass on numerals",
     "probability_multi_digit": "probability of the numeral",
+    "loss/one_digit_numeral": "nats per digit",
     "loss_rest": "nats per other token",
     "exact_answers": "exact answers",
 }
@@ -69,8 +70,9 @@ def results(study: Study, setting: str) -> dict[str, list[Line]]:
 def markdown(study: Study, setting: str) -> str:
     """The table of a setting: a line for each loss, and how its bits per byte differ from those without a teacher."""
     found = results(study, setting)
-    heading = ["loss", "rate", "seeds", *(HEADINGS[measure] for measure in MEASURES), "bits per byte against alone"]
-    rows = [_row(name, lines, found.get(BASELINE, [])) for name, lines in found.items()]
+    measures = [name for name in MEASURES if all(name in line for lines in found.values() for line in lines)]
+    heading = ["loss", "rate", "seeds", *(HEADINGS[measure] for measure in measures), "bits per byte against alone"]
+    rows = [_row(name, lines, found.get(BASELINE, []), measures) for name, lines in found.items()]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [heading, ["---"] * len(heading), *rows])
 
 
@@ -81,12 +83,17 @@ def differences(lines: Sequence[Line], baseline: Sequence[Line], measure: str) -
 
 
 def plot(study: Study, setting: str, folder: Path = RESULTS) -> Path | None:
-    """Bits per byte and mass on numerals of each loss, a point a seed, as PNG; None where there are no results."""
+    """Bits per byte and mass on numerals of each loss, a point a seed, as PNG; None where there are no results.
+
+    Students that split all numerals have no mass on them: theirs is the loss on digits.
+    """
     found = results(study, setting)
     if not found:
         return None
+    everywhere = set.intersection(*(set(line) for lines in found.values() for line in lines))
+    second = "mass_multi_digit" if "mass_multi_digit" in everywhere else "loss/one_digit_numeral"
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 0.9 + 0.32 * len(found)), sharey=True, layout="constrained")
-    for axis, measure in zip(axes, ("bits_per_byte", "mass_multi_digit"), strict=True):
+    for axis, measure in zip(axes, ("bits_per_byte", second), strict=True):
         _draw(axis, found, measure)
     figure.suptitle(setting.replace("_", " "))
     path = folder / f"{setting}.png"
@@ -114,10 +121,10 @@ def _draw(axis: Axes, found: Mapping[str, Sequence[Line]], measure: str) -> None
         axis.invert_yaxis()
 
 
-def _row(name: str, lines: Sequence[Line], baseline: Sequence[Line]) -> list[str]:
+def _row(name: str, lines: Sequence[Line], baseline: Sequence[Line], measures: Sequence[str]) -> list[str]:
     gains = [] if name == BASELINE else differences(lines, baseline, "bits_per_byte")
     gain = Interval.of(gains).write(3, signed=True) if gains else ""
-    cells = [Interval.of([line[measure] for line in lines]).write(DIGITS.get(measure, 3)) for measure in MEASURES]
+    cells = [Interval.of([line[measure] for line in lines]).write(DIGITS.get(measure, 3)) for measure in measures]
     return [name, f"{lines[0]['rate']:g}", str(len(lines)), *cells, gain]
 
 

@@ -23,9 +23,12 @@ def test_every_trial_is_a_run_with_its_teachers_and_weights(trial: plan.Trial) -
     assert (config.train.seed, config.data.seed, config.optimizer.lr) == (1, 1, 5e-3)
 
 
-def test_all_trials_share_the_student_the_text_and_the_number_of_steps() -> None:
+def test_all_trials_share_the_model_and_the_number_of_steps_and_those_of_a_tokenizer_the_data() -> None:
     configs = [plan.run_config(STUDY, trial) for trial in TRIALS]
-    assert len({(c.student, c.data, c.train, c.parallel) for c in configs}) == 1
+    assert len({(c.student, c.train, c.parallel) for c in configs}) == 1
+    assert {trial.loss.student for trial in TRIALS} == {"cl100k", "qwen"}
+    assert len({(trial.loss.student, c.data) for trial, c in zip(TRIALS, configs, strict=True)}) == 2
+    assert len({c.data for c in configs}) == 2
 
 
 def test_a_fingerprint_stands_for_all_that_decides_the_numbers() -> None:
