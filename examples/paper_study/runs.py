@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import subprocess
 import sys
@@ -59,6 +58,8 @@ def run_all(study: Study, trials: Iterable[Trial], file: Path, jobs: int, measur
     with ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(_run, study, trial, measure): trial for trial in missing}
         for left, future in enumerate(as_completed(futures), start=1):
+            if future.exception():
+                pool.shutdown(cancel_futures=True)  # what has begun ends and is kept; nothing else begins
             line = future.result()
             _append(file, line)
             name = f"{line['setting']} {line['loss']} rate {line['rate']:g} seed {line['seed']}"
@@ -78,7 +79,7 @@ def evaluate(folder: Path, data: Path, *, prompts: bool) -> Line:
         [*command, "--data", str(data), *questions], capture_output=True, text=True, check=True
     ).stdout
     numbers = json.loads(output)
-    return {name: numbers[name] for name in MEASURES if not math.isnan(numbers.get(name, math.nan))}
+    return {name: numbers[name] for name in MEASURES if numbers.get(name) is not None}
 
 
 def read_lines(file: Path) -> Iterator[Line]:
