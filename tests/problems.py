@@ -122,15 +122,20 @@ def random_problem(
     )
 
 
-def chain_problem(seed: int = 0, *, student_vocab: int = 40, teacher_vocab: int = 19, **others: Any) -> Problem:
-    """A random problem in which student tokens are sequences of teacher tokens, and most chunks of one token are such.
+TEACHERS_OWN = 8
+"""Teacher tokens of `chain_problem`, the last ones, that no student token begins with."""
 
-    Half of the pieces are among three teacher tokens, so that many tokens begin alike; some tokens are nothing to the
-    teacher, and some pieces are no token's first.
+
+def chain_problem(seed: int = 0, *, student_vocab: int = 40, teacher_vocab: int = 27, **others: Any) -> Problem:
+    """A random problem in which tokens of either side are sequences of the other's, and most chunks of one are such.
+
+    Half of the pieces are among three tokens, so that many tokens begin alike; some tokens are nothing to the other
+    side, and some pieces are no token's first.
     """
     rng = np.random.default_rng(seed)
     problem = random_problem(seed, student_vocab=student_vocab, teacher_vocab=teacher_vocab, **others)
-    pieces = _random_pieces(rng, student_vocab, teacher_vocab)
+    pieces = _random_pieces(rng, student_vocab, teacher_vocab - TEACHERS_OWN)
+    teacher_pieces = _random_teacher_pieces(rng, pieces, teacher_vocab)
     student_labels, teacher_labels = (x.flatten() for x in (problem.batch.student_labels, problem.batch.teacher_labels))
     chunks = problem.batch.chunks
     for a, b, c, d in zip(
@@ -138,18 +143,33 @@ def chain_problem(seed: int = 0, *, student_vocab: int = 40, teacher_vocab: int 
         strict=True,
     ):
         fitting = [token for token, taus in enumerate(pieces) if len(taus) == d - c]
+        fitting_teacher = [token for token, sigmas in enumerate(teacher_pieces) if len(sigmas) == b - a]
         if b - a == 1 and fitting and rng.random() < 0.8:
             token = int(rng.choice(fitting))
             student_labels[a], teacher_labels[c:d] = token, torch.tensor(pieces[token])
-    table = PieceTable.of(pieces)
+        elif d - c == 1 and b - a > 1 and fitting_teacher and rng.random() < 0.8:
+            token = int(rng.choice(fitting_teacher))
+            teacher_labels[c], student_labels[a:b] = token, torch.tensor(teacher_pieces[token])
     whole = ProjectionMatrix(np.full((student_vocab, 1), -1, np.int32), np.zeros((student_vocab, 1), np.float32), 99)
-    first = replace(whole, teacher_vocab_size=teacher_vocab, pieces=table).first_pieces()
+    tables = {"pieces": PieceTable.of(pieces), "teacher_pieces": PieceTable.of(teacher_pieces)}
+    first = replace(whole, teacher_vocab_size=teacher_vocab, **tables).first_pieces()
     batch = replace(
         problem.batch,
         student_labels=student_labels.view_as(problem.batch.student_labels),
         teacher_labels=teacher_labels.view_as(problem.batch.teacher_labels),
     )
     return replace(problem, batch=batch, matrix=first)
+
+
+def _random_teacher_pieces(rng: np.random.Generator, pieces: list[list[int]], teacher_vocab: int) -> list[list[int]]:
+    """A teacher token with an equal is that one's; each other is two or three student tokens, most among three."""
+    equal = {taus[0]: token for token, taus in reversed(list(enumerate(pieces))) if len(taus) == 1}
+    filled = [token for token, taus in enumerate(pieces) if taus]
+    others = [
+        [int(rng.choice(filled[:3] if rng.random() < 0.7 else range(len(pieces)))) for _ in range(rng.integers(2, 4))]
+        for _ in range(teacher_vocab)
+    ]
+    return [[equal[token]] if token in equal else others[token] for token in range(teacher_vocab)]
 
 
 def _random_pieces(rng: np.random.Generator, student_vocab: int, teacher_vocab: int) -> list[list[int]]:

@@ -1,13 +1,14 @@
-"""The tree of the student tokens' pieces: what may follow each beginning of a token, as arrays that losses index.
+"""The tree of one side's tokens: what may follow each beginning of a token, as arrays that losses index.
 
-A node is a beginning of some student tokens, one teacher token or more. What may follow it is a *bin*: another piece,
-or that the token ends. Only nodes of two bins or more are kept; elsewhere nothing is open.
+A side's tokens are made of pieces, tokens of the other side. A node is a beginning of some tokens, one piece or more.
+What may follow it is a *bin*: another piece, or that the token ends. Only nodes of two bins or more are kept; elsewhere
+nothing is open.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -15,28 +16,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nemo_xtoken.losses.merge import run_rows
-from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.projection.piece_table import PieceTable
 from nemo_xtoken.types import IGNORED_LABEL, ChunkRows
 
 Ids = NDArray[np.int64]
 END = -1
-"""The bin of tokens that end at a node, or go on with a piece that is no token's first: of those W has no column."""
+"""The bin of tokens that end at a node, or go on with a piece that is no token's first: those have no column."""
 
 
 @dataclass(frozen=True, eq=False)
 class Steps:
     """Places within chunks where something is open, [steps] int64 each.
 
-    chunks        number of the chunk
-    student_rows  row that predicts the chunk's token
-    teacher_rows  row that predicts what follows the pieces so far
-    nodes         these pieces
+    chunks      number of the chunk
+    token_rows  row that predicts the chunk's token
+    piece_rows  row of the other side, which predicts what follows the pieces so far
+    nodes       these pieces
     """
 
     chunks: Tensor
-    student_rows: Tensor
-    teacher_rows: Tensor
+    token_rows: Tensor
+    piece_rows: Tensor
     nodes: Tensor
 
     def parts(self, most: int) -> Iterator[Steps]:
@@ -49,14 +49,14 @@ class Steps:
 class PieceTree:
     """The tree, with the tokens and columns that are here; int64 unless said.
 
-    piece_starts, piece_ids       [V_S + 1], [pieces]: the pieces of each student token
-    path_starts                   [V_S + 1]: the nodes of each student token, shortest first
+    piece_starts, piece_ids       [V + 1], [pieces]: the pieces of each token
+    path_starts                   [V + 1]: the nodes of each token, shortest first
     path_nodes, path_lengths      [in all]: a node, and the number of its pieces
     bin_starts                    [nodes + 1]: the bins of each node; END is a node's first, where it has that
-    bin_columns                   [bins] the teacher's column here, -1 where it is elsewhere and for END
+    bin_columns                   [bins] the piece's column here, -1 where it is elsewhere and for END
     bin_is_end, bin_counts        [bins] bool: END; whether its part of the loss is counted here
-    token_starts                  [nodes + 1]: the student tokens here that begin with each node
-    tokens, token_bins            [in all]: a student's column here, and its bin among those of the node
+    token_starts                  [nodes + 1]: the tokens here that begin with each node
+    tokens, token_bins            [in all]: a token's column here, and its bin among those of the node
     """
 
     piece_starts: Tensor
@@ -72,13 +72,15 @@ class PieceTree:
     tokens: Tensor
     token_bins: Tensor
 
-    def steps(self, chunks: ChunkRows, student_labels: Tensor, teacher_labels: Tensor, followed: Tensor) -> Steps:
-        """Where something is open in chunks of one student token whose teacher tokens are its pieces.
+    def steps(self, chunks: ChunkRows, labels: Tensor, piece_labels: Tensor, followed: Tensor | None = None) -> Steps:
+        """Where something is open in chunks of one token of this side whose tokens of the other side are its pieces.
 
-        Rows count in student_labels [rows] and teacher_labels [rows]. The last step of a chunk asks whether its token
-        ends there: it is at teacher_end, the row after the chunk's, and taken where `followed` [c] bool.
+        The tree's side is the chunks' student. Rows count in labels [rows] and, of the other side, piece_labels [rows].
+        The last step of a chunk asks whether its token ends there: it is at teacher_end, the row after the chunk's, and
+        taken where `followed` [c] bool; None is nowhere.
         """
-        of_token, token = self._by_pieces(chunks, student_labels, teacher_labels)
+        of_token, token = self._by_pieces(chunks, labels, piece_labels)
+        followed = torch.zeros_like(of_token) if followed is None else followed
         starts = torch.where(of_token, self.path_starts[token], 0)
         place, chunk = run_rows(starts, torch.where(of_token, self.path_starts[token + 1], 0))
         length = self.path_lengths[place]
@@ -86,24 +88,24 @@ class PieceTree:
         place, chunk, length = place[is_taken], chunk[is_taken], length[is_taken]
         return Steps(
             chunks=chunk,
-            student_rows=chunks.student_start[chunk],
-            teacher_rows=chunks.teacher_start[chunk] + length,
+            token_rows=chunks.student_start[chunk],
+            piece_rows=chunks.teacher_start[chunk] + length,
             nodes=self.path_nodes[place],
         )
 
-    def followed(self, chunks: ChunkRows, student_labels: Tensor, teacher_labels: Tensor) -> Tensor:
-        """Chunks whose last step is open, and after which the teacher's text goes on: [c] bool."""
-        last = chunks.teacher_end.clamp_max(len(teacher_labels) - 1) if len(teacher_labels) else chunks.teacher_end
-        goes_on = chunks.teacher_end < len(teacher_labels)
-        if len(teacher_labels):
-            goes_on &= teacher_labels[last] != IGNORED_LABEL
-        steps = self.steps(chunks, student_labels, teacher_labels, goes_on)
-        at_end = steps.chunks[steps.teacher_rows == chunks.teacher_end[steps.chunks]]
+    def followed(self, chunks: ChunkRows, labels: Tensor, piece_labels: Tensor) -> Tensor:
+        """Chunks whose last step is open, and after which the other side's text goes on: [c] bool."""
+        last = chunks.teacher_end.clamp_max(len(piece_labels) - 1) if len(piece_labels) else chunks.teacher_end
+        goes_on = chunks.teacher_end < len(piece_labels)
+        if len(piece_labels):
+            goes_on &= piece_labels[last] != IGNORED_LABEL
+        steps = self.steps(chunks, labels, piece_labels, goes_on)
+        at_end = steps.chunks[steps.piece_rows == chunks.teacher_end[steps.chunks]]
         return torch.zeros_like(goes_on).index_fill(0, at_end, True)
 
-    def _by_pieces(self, chunks: ChunkRows, student_labels: Tensor, teacher_labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether a chunk is one student token in its own pieces, [c] bool, and that token, 0 elsewhere."""
-        label = student_labels[chunks.student_start]
+    def _by_pieces(self, chunks: ChunkRows, labels: Tensor, piece_labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether a chunk is one token in its own pieces, [c] bool, and that token, 0 elsewhere."""
+        label = labels[chunks.student_start]
         is_one = (chunks.student_end - chunks.student_start == 1) & (label >= 0)
         is_one &= label < len(self.piece_starts) - 1
         token = torch.where(is_one, label, 0)
@@ -111,42 +113,54 @@ class PieceTree:
         is_one &= end - start == chunks.teacher_end - chunks.teacher_start
         pieces, chunk = run_rows(torch.where(is_one, start, 0), torch.where(is_one, end, 0))
         rows, _ = run_rows(torch.where(is_one, chunks.teacher_start, 0), torch.where(is_one, chunks.teacher_end, 0))
-        differs = chunk[self.piece_ids[pieces] != teacher_labels[rows]]
+        differs = chunk[self.piece_ids[pieces] != piece_labels[rows]]
         return is_one.index_fill(0, differs, False), token
+
+
+def mirrored(chunks: ChunkRows) -> ChunkRows:
+    """The chunks with the sides exchanged."""
+    return replace(
+        chunks,
+        student_start=chunks.teacher_start,
+        student_end=chunks.teacher_end,
+        teacher_start=chunks.student_start,
+        teacher_end=chunks.student_end,
+    )
 
 
 @dataclass(frozen=True)
 class Here:
-    """What of a pair is in one place.
+    """What of both vocabularies is in one place.
 
-    first_token, end_token  range of the student tokens
-    columns                 [owned] ascending teacher ids
-    rank, ranks             END bins are dealt out over the ranks
+    tokens       [V] the column of each token of the tree's side, -1 where it is elsewhere
+    pieces       [V'] the column of each token of the other side, likewise
+    rank, ranks  END bins are dealt out over the ranks
     """
 
-    first_token: int
-    end_token: int
-    columns: Ids
+    tokens: Ids
+    pieces: Ids
     rank: int = 0
     ranks: int = 1
 
 
-def piece_tree(matrix: ProjectionMatrix, here: Here, device: torch.device | str = "cpu") -> PieceTree:
-    """The tree of a projection's pieces, with those tokens and columns that are here.
+def columns_of(ids: Ids, vocab_size: int) -> Ids:
+    """[V] the place of each id among `ids`, -1 for those that are none of them."""
+    columns = np.full(vocab_size, -1)
+    columns[ids] = np.arange(len(ids))
+    return columns
 
-    Raises ProjectionError where the projection has no pieces.
-    """
-    pieces = matrix.first_pieces().pieces
-    assert pieces is not None
+
+def piece_tree(pieces: PieceTable, here: Here, device: torch.device | str = "cpu") -> PieceTree:
+    """The tree of a side's pieces, with those tokens and columns that are here."""
     tokens, lengths, nodes, outcomes = _beginnings(pieces)
     node, bins, token_bins = _open_nodes(nodes, outcomes)
     kept = node >= 0
     tokens, lengths, node, token_bins = tokens[kept], lengths[kept], node[kept], token_bins[kept]
     by_token, by_node = np.lexsort((lengths, tokens)), np.lexsort((tokens, node))
-    by_node = by_node[(tokens[by_node] >= here.first_token) & (tokens[by_node] < here.end_token)]
+    by_node = by_node[here.tokens[tokens[by_node]] >= 0]
     number = bins.node[-1] + 1 if len(bins.node) else 0
-    columns = _local(here.columns, bins.outcome)
     is_end = bins.outcome == END
+    columns = np.where(is_end, -1, here.pieces[bins.outcome])
     counts = np.where(is_end, bins.node % here.ranks == here.rank, columns >= 0)
     arrays = {
         "piece_starts": np.concatenate([[0], pieces.ends]),
@@ -157,7 +171,7 @@ def piece_tree(matrix: ProjectionMatrix, here: Here, device: torch.device | str 
         "bin_starts": _starts(bins.node, number),
         "bin_columns": columns,
         "token_starts": _starts(node[by_node], number),
-        "tokens": tokens[by_node] - here.first_token,
+        "tokens": here.tokens[tokens[by_node]],
         "token_bins": token_bins[by_node],
     }
     flags = {"bin_is_end": is_end, "bin_counts": counts}
@@ -212,11 +226,3 @@ def _open_nodes(nodes: Ids, outcomes: Ids) -> tuple[Ids, _Bins, Ids]:
 def _starts(owners: Ids, number: int) -> Ids:
     """Where the items of each owner start, [number + 1]; the items lie in the order of their owners."""
     return np.concatenate([[0], np.bincount(owners, minlength=number).cumsum()])
-
-
-def _local(columns: Ids, outcomes: Ids) -> Ids:
-    """Index of each outcome in the ascending columns, -1 where it is none of them."""
-    if len(columns) == 0:
-        return np.full(len(outcomes), -1)
-    place = np.searchsorted(columns, outcomes).clip(max=len(columns) - 1)
-    return np.where(columns[place] == outcomes, place, -1)

@@ -16,9 +16,10 @@ from nemo_xtoken.losses.checks import check_finite, check_shapes
 from nemo_xtoken.losses.chunk_sums import ChunkSums, agreement, metrics_of
 from nemo_xtoken.losses.divergence import divergence_and_entropy, renormalised_logs
 from nemo_xtoken.losses.filters import counted
+from nemo_xtoken.losses.fold import Fold
 from nemo_xtoken.losses.merge import representative_row, run_mean, run_rows
-from nemo_xtoken.losses.piece_chain import chain_sum
-from nemo_xtoken.losses.piece_tree import Here, piece_tree
+from nemo_xtoken.losses.piece_chain import PieceChain, chain_sum
+from nemo_xtoken.losses.piece_tree import mirrored
 from nemo_xtoken.losses.sparse_projection import Projection, SparseProjection
 from nemo_xtoken.losses.vocabulary import Vocabulary, WholeVocabulary, log_softmax
 from nemo_xtoken.projection.matrix import ProjectionMatrix
@@ -109,6 +110,14 @@ def chunk_terms(sums: ChunkSums, chunks: ChunkRows, config: LossConfig) -> LossT
 
 
 @dataclass(frozen=True)
+class FoldedTokens:
+    """ids [folded] int64, teacher tokens that count as one of W's columns, and what their logits add to these."""
+
+    ids: Tensor
+    fold: Fold
+
+
+@dataclass(frozen=True)
 class ProjectedComparison:
     """P-KL of chunks on the teacher's columns of a projection. See `losses.blockwise.Comparison`."""
 
@@ -116,24 +125,28 @@ class ProjectedComparison:
     student_columns: Tensor | None
     projection: SparseProjection
     config: LossConfig
+    folded: FoldedTokens | None = None
 
     @property
     def teacher_columns(self) -> Tensor:
-        """Those of the projection."""
-        return self.projection.teacher_columns
+        """Those of the projection, and of the tokens that count as one of these."""
+        reached = self.projection.teacher_columns
+        return reached if self.folded is None else torch.cat([reached, self.folded.ids])
 
     def sums(
         self, student_logits: Tensor, teacher_logits: Tensor, block: ChunkBlock, weights: Tensor | None
     ) -> ChunkSums:
         """The softmax is over the columns given: all of them, or those that W ties to the teacher's."""
         projection = self.projection if weights is None else replace(self.projection, weights=weights)
+        if self.folded is not None:
+            teacher_logits = self.folded.fold(teacher_logits, self.config.temperature)
         whole = WholeVocabulary()
         log_probs = log_softmax(student_logits, whole, self.config.temperature)
         return projected_kl_sums(log_probs, teacher_logits, block.chunks, projection, None, self.config, whole)
 
 
 def projected_comparisons(
-    chunks: ChunkRows, projection: SparseProjection, config: LossConfig
+    chunks: ChunkRows, projection: SparseProjection, config: LossConfig, folded: FoldedTokens | None = None
 ) -> tuple[ProjectedComparison, ...]:
     """P-KL of chunks, apart where the student's softmax matters from where renormalisation cancels it.
 
@@ -142,8 +155,19 @@ def projected_comparisons(
     """
     single, others = one_to_one(chunks) if config.merge == "mean" else (chunks, None)
     columns, tied = (None, projection) if config.teacher_top_k is None else projection.tied()
-    comparison = ProjectedComparison(single, columns, tied, replace(config, merge="first") if others else config)
-    return (comparison,) if others is None else (comparison, ProjectedComparison(others, None, projection, config))
+    comparison = ProjectedComparison(
+        single, columns, tied, replace(config, merge="first") if others else config, folded
+    )
+    if others is None:
+        return (comparison,)
+    return comparison, ProjectedComparison(others, None, projection, config, folded)
+
+
+def _pieces(matrix: ProjectionMatrix, projection: SparseProjection) -> tuple[PieceChain, FoldedTokens]:
+    device = projection.teacher_columns.device
+    students, reached = np.arange(matrix.student_vocab_size), projection.teacher_columns.cpu().numpy()
+    chain, folded = PieceChain.of(matrix, students, reached, device=device)
+    return chain, FoldedTokens(torch.as_tensor(folded, device=device), chain.fold)
 
 
 def _chain(
@@ -151,18 +175,28 @@ def _chain(
     teacher_logits: Tensor,
     batch: DistillBatch,
     chunks: ChunkRows,
-    matrix: ProjectionMatrix,
+    chain: PieceChain,
+    teacher_columns: Tensor,
     config: LossConfig,
 ) -> Tensor:
-    columns = np.unique(matrix.indices[matrix.indices >= 0]).astype(np.int64)
-    tree = piece_tree(matrix, Here(0, matrix.student_vocab_size, columns), student_logits.device)
-    labels = batch.student_labels.flatten(), batch.teacher_labels.flatten()
-    steps = tree.steps(chunks, *labels, tree.followed(chunks, *labels))
-    ids, whole = torch.as_tensor(columns, device=teacher_logits.device), WholeVocabulary()
-    loss = student_logits.new_zeros((), dtype=torch.promote_types(student_logits.dtype, torch.float32))
-    for part in steps.parts(most_rows(len(columns), teacher_logits.device)):
-        rows = teacher_logits.detach().index_select(0, part.teacher_rows).index_select(1, ids).to(loss.dtype)
-        loss = loss + chain_sum(student_logits, rows, part, tree, config, whole)
+    """The terms behind the first of each chunk. teacher_columns [columns] int64: of W, and of folded tokens."""
+    labels, whole = (batch.student_labels.flatten(), batch.teacher_labels.flatten()), WholeVocabulary()
+    dtype = torch.promote_types(student_logits.dtype, torch.float32)
+    loss = student_logits.new_zeros((), dtype=dtype)
+
+    def teacher(rows: Tensor) -> Tensor:
+        return teacher_logits.detach().index_select(0, rows).index_select(1, teacher_columns).to(dtype)
+
+    steps = chain.student.steps(chunks, *labels, chain.student.followed(chunks, *labels))
+    for part in steps.parts(most_rows(len(teacher_columns), teacher_logits.device)):
+        pieces = chain.fold(teacher(part.piece_rows), config.temperature)
+        loss = loss + chain_sum(student_logits, pieces, part, chain.student, config, whole, is_students=True)
+    steps = chain.teacher.steps(mirrored(chunks), *labels[::-1])
+    for part in steps.parts(most_rows(len(teacher_columns) + student_logits.shape[1], student_logits.device)):
+        pieces = student_logits.index_select(0, part.piece_rows).to(dtype)
+        tokens = teacher(part.token_rows)
+        part = replace(part, token_rows=torch.arange(len(tokens), device=tokens.device))
+        loss = loss + chain_sum(tokens, pieces, part, chain.teacher, config, whole, is_students=False)
     return loss
 
 
@@ -205,20 +239,25 @@ def projected_kl(
             raise ConfigError("loss.chain takes the first piece of each token, which leaves no weights to learn")
         matrix = matrix.first_pieces()
     projection = SparseProjection.from_matrix(matrix, student_logits.device, weights)
+    chain, folded = _pieces(matrix, projection) if config.chain else (None, None)
     if config.teacher_top_k is not None and len(chunks.mask):
         rows, _ = run_rows(chunks.teacher_start, chunks.teacher_end)
         maximum = column_maximum(teacher_logits, rows).index_select(0, projection.teacher_columns)
         check_finite(maximum.double().sum(), student_logits, teacher_logits)
         projection = projection.on(top_columns(maximum, config.teacher_top_k))
+    comparisons = projected_comparisons(chunks, projection, config, folded)
     sums = blockwise_sums(
         student_logits,
         teacher_logits,
-        projected_comparisons(chunks, projection, config),
+        comparisons,
         (matrix.student_vocab_size, matrix.teacher_vocab_size),
         config.block_rows,
         None if weights is None else projection.weights,
     )
-    if config.chain:
-        sums = replace(sums, loss=sums.loss + _chain(student_logits, teacher_logits, batch, chunks, matrix, config))
+    if chain is not None:
+        real = student_logits[:, : matrix.student_vocab_size]
+        columns = comparisons[0].teacher_columns
+        further = _chain(real, teacher_logits, batch, chunks, chain, columns, config)
+        sums = replace(sums, loss=sums.loss + further)
     check_finite(sums.loss.detach() + sums.teacher_entropy, student_logits, teacher_logits)
     return chunk_terms(sums, chunks, config)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.losses.merge import run_rows
-from nemo_xtoken.losses.piece_tree import PieceTree
+from nemo_xtoken.losses.piece_chain import PieceChain
 from nemo_xtoken.types import IGNORED_LABEL, ChunkRows, DistillBatch
 
 Fits = Callable[[int, int], bool]
@@ -72,10 +72,10 @@ class Block:
     followed: Tensor
 
     @classmethod
-    def of(cls, batch: DistillBatch, chunks: ChunkRows, tree: PieceTree | None = None) -> Block:
+    def of(cls, batch: DistillBatch, chunks: ChunkRows, chain: PieceChain | None = None) -> Block:
         """All rows of a micro batch that the chunks that count, which may be none, and cross-entropy need.
 
-        With the tree of pieces of `loss.chain` also the teacher's rows that say whether a token ends.
+        With the pieces of `loss.chain` also the teacher's rows that say whether a token ends.
         """
         labels, mask = batch.student_labels.flatten(), batch.student_loss_mask.flatten()
         in_use = (labels != IGNORED_LABEL) & (mask > 0)
@@ -84,8 +84,8 @@ class Block:
         student_start = in_use.cumsum(0)[chunks.student_start] - 1
         teacher_labels = batch.teacher_labels.flatten()
         followed = torch.zeros_like(chunks.mask)
-        if tree is not None:
-            followed = tree.followed(chunks, labels, teacher_labels)
+        if chain is not None:
+            followed = chain.student.followed(chunks, labels, teacher_labels)
         lengths = chunks.teacher_end - chunks.teacher_start
         teacher_rows, _ = run_rows(chunks.teacher_start, chunks.teacher_end + followed)
         teacher_end = (lengths + followed).cumsum(0) - followed.long()

@@ -23,7 +23,7 @@ class BlockwiseLoss(torch.autograd.Function):
         ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, weights: Tensor | None, task: Task
     ) -> tuple[Tensor, Tensor]:
         """The weighted sum of both losses, differentiable in all inputs but the task, and the `SUMS`."""
-        rows = Block.of(task.batch, task.chunks(), task.tree)
+        rows = Block.of(task.batch, task.chunks(), task.chain)
         task = task.on_top_columns(rows.teacher_rows, task.sizes(head))
         accumulator = _Accumulator(hidden, head, bias, weights, task, any(ctx.needs_input_grad))
         for block, _, _ in rows.split(task.sizes(head).block):

@@ -113,7 +113,7 @@ def _student_rows(
 
 def _check_projection(task: Task, matrix: object, weights: Tensor | None) -> None:
     chain = task.config.chain
-    if task.teacher is not None and (task.tree is not None) != chain:
+    if task.teacher is not None and (task.chain is not None) != chain:
         raise ConfigError(f"W was cut for another loss than one with chain {chain}: cut it with shard_pair")
     if weights is not None and chain:
         raise ConfigError("loss.chain takes the first piece of each token, which leaves no weights to learn")

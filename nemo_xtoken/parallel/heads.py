@@ -18,7 +18,7 @@ def cut_head(teacher_head: Tensor, pair: ShardedPair, teacher_group: dist.Proces
     Raises ConfigError where the head has fewer rows than W was built for.
     """
     ranges, teacher_rows = RowRange.of_head(teacher_head, teacher_group), pair.teacher_rows
-    check_head_rows("teacher", ranges[-1].end, int(teacher_rows[-1]) + 1 if len(teacher_rows) else 0)
+    check_head_rows("teacher", ranges[-1].end, int(teacher_rows.max()) + 1 if len(teacher_rows) else 0)
     teacher_head = teacher_head.detach()
     if teacher_group is None or len(ranges) == 1:
         return teacher_head.index_select(0, teacher_rows)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from nemo_xtoken.config import Implementation
 from nemo_xtoken.kernels import ScatterPlan, scatter_columns
-from nemo_xtoken.losses.piece_tree import Here, PieceTree, piece_tree
-from nemo_xtoken.parallel.collectives import exchange_rows
+from nemo_xtoken.losses.piece_chain import PieceChain
+from nemo_xtoken.parallel.collectives import exchange_rows, gather_sizes
 from nemo_xtoken.parallel.placement import Ids, place_columns, unique_pairs
 from nemo_xtoken.parallel.vocabulary import RowRange, Widths, range_of, student_ranges
 from nemo_xtoken.projection.matrix import ProjectionMatrix
@@ -29,7 +29,8 @@ class ShardedProjection:
     """One tp rank's part of W, or of W on some of its teacher columns.
 
     student_rows      the rank's rows of the student's head, without padded ids
-    teacher_rows      [owned] int64, ascending teacher ids whose columns this rank owns: the rows of its teacher head
+    teacher_rows      [owned] int64, ascending teacher ids whose columns this rank owns: the rows of its teacher head;
+                      of a `chain` behind them [folded] the tokens that count as one of these
     rows, columns     [entries] int64: local student row, and a column below `owned` or, from there on, a send slot
     weights           [entries] float32
     slots             [entries] int64, where each stands in the rank's rows of W, [local rows, K] flattened
@@ -37,7 +38,7 @@ class ShardedProjection:
     receive_columns   [sum(receive)] int64, the owned column that each received value is added to
     widths            student rows and teacher columns of the rank that has most
     student_columns   [tied] int64, ascending local student rows with an entry, which `rows` then counts; None: all
-    tree              the pieces of the student's tokens for `loss.chain`, whose W is the first piece of each; else None
+    chain             the pieces of both sides' tokens for `loss.chain`, whose W is the first piece of each; else None
     """
 
     student_rows: RowRange
@@ -53,19 +54,24 @@ class ShardedProjection:
     plan: ScatterPlan
     widths: Widths
     student_columns: Tensor | None = None
-    tree: PieceTree | None = None
+    chain: PieceChain | None = None
 
     @property
     def tp_size(self) -> int:
         """Ranks that W is cut for."""
         return len(self.send)
 
+    @property
+    def owned(self) -> int:
+        """Columns that this rank owns."""
+        return len(self.teacher_rows) if self.chain is None else self.chain.fold.width
+
     def project(self, student: Tensor, implementation: Implementation = "auto") -> Tensor:
         """q = W^T p on the owned columns: [c, local or tied student columns] -> [c, owned].
 
         One all-to-all of [sum(send), c] forward and the reverse one backward; none without a tp group.
         """
-        owned = len(self.teacher_rows)
+        owned = self.owned
         projected = scatter_columns(
             student, self.rows, self.columns, self.weights, owned + sum(self.send),
             plan=self.plan, implementation=implementation,
@@ -80,7 +86,7 @@ class ShardedProjection:
 
         Collectives: one all-to-all of [sum(receive)] flags; none without a tp group.
         """
-        owned, sent = len(self.teacher_rows), sum(self.send)
+        owned, sent = self.owned, sum(self.send)
         place = torch.full((owned + sent,), -1, device=columns.device)
         place[columns] = torch.arange(len(columns), device=columns.device)
         receive_columns = place[self.receive_columns]
@@ -147,20 +153,21 @@ def shard_projection(
 def shard_chain(
     matrix: ProjectionMatrix, student_head: Tensor, tp_group: dist.ProcessGroup | None = None
 ) -> ShardedProjection:
-    """`shard_projection` of the first pieces, with the tree of all pieces, for `loss.chain`.
+    """`shard_projection` of the first pieces, with all pieces of both sides, for `loss.chain`.
 
-    Raises ProjectionError where the projection does not say which pieces the tokens have.
+    Teacher tokens that no student token begins with lie with the column that they count as.
+    Collectives: those of `shard_projection`, and one all-gather of a size. Raises ProjectionError where the projection
+    does not say which pieces the tokens have.
     """
     matrix = matrix.first_pieces()
     cut = shard_projection(matrix, student_head, tp_group)
-    here = Here(
-        first_token=cut.student_rows.start,
-        end_token=cut.student_rows.end,
-        columns=cut.teacher_rows.cpu().numpy(),
-        rank=0 if cut.tp_group is None else cut.tp_group.rank(),
-        ranks=cut.tp_size,
-    )
-    return replace(cut, tree=piece_tree(matrix, here, student_head.device))
+    students = np.arange(cut.student_rows.start, cut.student_rows.end)
+    rank = 0 if cut.tp_group is None else cut.tp_group.rank()
+    reached = cut.teacher_rows.cpu().numpy()
+    chain, folded = PieceChain.of(matrix, students, reached, rank, cut.tp_size, student_head.device)
+    teacher_rows = torch.cat([cut.teacher_rows, torch.as_tensor(folded, device=student_head.device)])
+    widest = max(gather_sizes(len(teacher_rows), cut.tp_group, student_head.device))
+    return replace(cut, teacher_rows=teacher_rows, chain=chain, widths=replace(cut.widths, teacher=widest))
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,10 @@ class SparseTeacher:
         known = entries.ids >= 0
         out.copy_(tail_log_probability(entries).unsqueeze(-1))
         if len(ids):
+            ids, order = ids.sort()
             at = torch.searchsorted(ids, entries.ids.clamp_min(0)).clamp_max(len(ids) - 1)
             row, entry = (known & (ids[at] == entries.ids)).nonzero(as_tuple=True)
-            out[row, at[row, entry]] = entries.log_probs[row, entry]
+            out[row, order[at[row, entry]]] = entries.log_probs[row, entry]
         return out
 
     def on(self, columns: Tensor) -> SparseTeacher:

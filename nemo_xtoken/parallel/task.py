@@ -17,8 +17,8 @@ from nemo_xtoken.losses.chunk_sums import METRICS, ChunkSums, metrics_of
 from nemo_xtoken.losses.cross_entropy import cross_entropy_per_row
 from nemo_xtoken.losses.filters import counted
 from nemo_xtoken.losses.merge import representative_row
-from nemo_xtoken.losses.piece_chain import chain_sum
-from nemo_xtoken.losses.piece_tree import PieceTree
+from nemo_xtoken.losses.piece_chain import PieceChain, chain_sum
+from nemo_xtoken.losses.piece_tree import mirrored
 from nemo_xtoken.losses.vocabulary import log_softmax
 from nemo_xtoken.parallel.blocks import Block
 from nemo_xtoken.parallel.heads import cut_head
@@ -119,10 +119,10 @@ class Task:
     student_options: HeadOptions = PLAIN
 
     @property
-    def tree(self) -> PieceTree | None:
-        """The pieces of the student's tokens, where the loss goes through them."""
+    def chain(self) -> PieceChain | None:
+        """The pieces of both sides' tokens, where the loss goes through them."""
         pair = None if self.teacher is None else self.teacher.pair
-        return pair.tree if isinstance(pair, ShardedProjection) else None
+        return pair.chain if isinstance(pair, ShardedProjection) else None
 
     def chunks(self) -> ChunkRows:
         """The chunks that count, none without a teacher."""
@@ -142,8 +142,8 @@ class Task:
             teacher_width=teacher_width,
             item_bytes=item_bytes,
             low_bytes=head.element_size() if head.element_size() < item_bytes else 0,
-            student_tile=(5 if self.tree is None else 7) if projects else 12,
-            teacher_tile=12,
+            student_tile=(5 if self.chain is None else 9) if projects else 12,
+            teacher_tile=12 if self.chain is None else 13,
         )
 
     def on_top_columns(self, rows: Tensor, sizes: BlockSizes) -> Task:
@@ -199,15 +199,20 @@ class Task:
             ce = self._cross_entropy(logits, labels, tile)
         if own_weights is not None:
             pair = replace(pair, weights=own_weights)
-        sums = projected_sums(means, teacher_logits, teacher_runs, pair, config, vocabulary)
-        if pair.tree is None:
-            return sums, ce
-        return replace(sums, loss=sums.loss + self._chain(logits, teacher_logits, tile, pair.tree)), ce
+        if pair.chain is None:
+            return projected_sums(means, teacher_logits, teacher_runs, pair, config, vocabulary), ce
+        folded = pair.chain.fold(teacher_logits, config.temperature)
+        sums = projected_sums(means, folded, teacher_runs, pair, config, vocabulary)
+        return replace(sums, loss=sums.loss + self._chain(logits, teacher_logits, folded, tile, pair.chain)), ce
 
-    def _chain(self, logits: Tensor, teacher_logits: Tensor, tile: Block, tree: PieceTree) -> Tensor:
-        steps = tree.steps(tile.chunks, tile.labels, tile.teacher_labels, tile.followed)
-        rows = teacher_logits.index_select(0, steps.teacher_rows)
-        return chain_sum(logits, rows, steps, tree, self.config, vocabulary_of(self.tp_group))
+    def _chain(self, logits: Tensor, teacher_logits: Tensor, folded: Tensor, tile: Block, chain: PieceChain) -> Tensor:
+        config, vocabulary = self.config, vocabulary_of(self.tp_group)
+        steps = chain.student.steps(tile.chunks, tile.labels, tile.teacher_labels, tile.followed)
+        rows = folded.index_select(0, steps.piece_rows)
+        students = chain_sum(logits, rows, steps, chain.student, config, vocabulary, is_students=True)
+        steps = chain.teacher.steps(mirrored(tile.chunks), tile.teacher_labels, tile.labels)
+        rows = logits.index_select(0, steps.piece_rows)
+        return students + chain_sum(teacher_logits, rows, steps, chain.teacher, config, vocabulary, is_students=False)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor, tile: Block) -> Tensor:
         none = Runs(labels[:0], labels[:0])

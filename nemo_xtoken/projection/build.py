@@ -72,6 +72,7 @@ def build(
         gamma=gamma,
         reverse_pass=reverse_pass,
         pieces=pair.pieces(),
+        teacher_pieces=pair.teacher_pieces(),
     )
 
 
@@ -138,16 +139,26 @@ class _Pair:
 
     def pieces(self) -> PieceTable:
         """What each student token is to the teacher: its partner, or what the teacher makes of its bytes."""
-        table: list[Pieces] = [ids[ids != NO_TOKEN] for ids in self.partners[:, None]]
-        for row, ids in zip(self.others.tolist(), self.others_pieces, strict=True):
-            table[row] = ids
-        return PieceTable.of(table)
+        return _table(self.partners, self.others, self.others_pieces)
+
+    def teacher_pieces(self) -> PieceTable:
+        """What each teacher token is to the student, likewise."""
+        partners = exact_partners(self.teacher, self.student, self.student_ids)
+        others = np.flatnonzero((partners == NO_TOKEN) & has_bytes(self.teacher))
+        return _table(partners, others, token_pieces(self.student, self.student_ids, _bytes_of(self.teacher, others)))
 
     def _backward(self, missed: NDArray[np.int64], options: BuildOptions) -> Entries:
         pieces = token_pieces(self.student, self.student_ids, _bytes_of(self.teacher, missed))
         entries = spread(missed, pieces, options.beta, options.gamma)
         transposed = Entries(entries.columns, entries.rows, entries.weights)
         return transposed.where(self.partners[transposed.rows] == NO_TOKEN)
+
+
+def _table(partners: NDArray[np.int32], others: NDArray[np.int64], others_pieces: Sequence[Pieces]) -> PieceTable:
+    table: list[Pieces] = [ids[ids != NO_TOKEN] for ids in partners[:, None]]
+    for row, ids in zip(others.tolist(), others_pieces, strict=True):
+        table[row] = ids
+    return PieceTable.of(table)
 
 
 def _bytes_of(tokenizer: Tokenizer, ids: NDArray[np.int64]) -> Sequence[bytes]:

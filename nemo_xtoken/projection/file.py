@@ -1,8 +1,10 @@
 """The file of W: safetensors, with everything that identifies the pair in its metadata.
 
 Tensors: indices [V_S, K] int32, weights [V_S, K] float32, exact [V_S] bool and, where they are known, pieces [pieces]
-int32 and piece_ends [V_S] int32. Metadata: one JSON object under `KEY`, so that the same matrix always gives the same
-bytes (safetensors keeps no order of several keys). Schema 2, which is read as well, had no pieces.
+int32 and piece_ends [V_S] int32 of the student's tokens, teacher_pieces [pieces] int32 and teacher_piece_ends [V_T]
+int32 of the teacher's. Metadata: one JSON object under `KEY`, so that the same matrix always gives the same bytes
+(safetensors keeps no order of several keys). Read as well: schema 3, which had the student's pieces only, and 2, which
+had none.
 """
 
 from __future__ import annotations
@@ -23,11 +25,12 @@ from safetensors.numpy import save as to_bytes
 
 from nemo_xtoken.errors import ProjectionError
 
-SCHEMA = 3
-READABLE = (2, SCHEMA)
+SCHEMA = 4
+READABLE = (2, 3, SCHEMA)
 KEY = "nemo_xtoken.projection"
 TENSORS = ("exact", "indices", "weights")
 PIECES = ("piece_ends", "pieces")
+TEACHER_PIECES = ("teacher_piece_ends", "teacher_pieces")
 DESCRIPTION = (
     "teacher_vocab_size",
     "student_fingerprint",
@@ -69,8 +72,9 @@ def read(path: str | Path) -> tuple[Arrays, dict[str, Value]]:
     arrays, metadata = _read_safetensors(Path(path))
     header = _header(path, metadata)
     _require(
-        set(arrays) in ({*TENSORS}, {*TENSORS, *PIECES}),
-        f"{path} is damaged: expected tensors {list(TENSORS)}, perhaps {list(PIECES)}, got {sorted(arrays)}",
+        set(arrays) in ({*TENSORS}, {*TENSORS, *PIECES}, {*TENSORS, *PIECES, *TEACHER_PIECES}),
+        f"{path} is damaged: expected tensors {list(TENSORS)}, perhaps {[*PIECES, *TEACHER_PIECES]}, "
+        f"got {sorted(arrays)}",
     )
     _require(
         header["sha256"] == _digest(arrays), f"{path} is damaged: its content differs from its checksum; build it again"

@@ -35,6 +35,7 @@ class ProjectionMatrix:
     beta, gamma         what the weights of pass 2 were built with; None where something else made them
     reverse_pass        whether teacher tokens gave weight to student tokens as well
     pieces              what each student token is to the teacher, in order; None where something else made the matrix
+    teacher_pieces      what each teacher token is to the student, likewise
     Raises ProjectionError where the arrays are not such a matrix.
     """
 
@@ -50,6 +51,7 @@ class ProjectionMatrix:
     gamma: float | None = None
     reverse_pass: bool = False
     pieces: PieceTable | None = None
+    teacher_pieces: PieceTable | None = None
 
     def __post_init__(self) -> None:
         self._check_arrays()
@@ -95,14 +97,15 @@ class ProjectionMatrix:
         _require(bool(np.all(self._single_entry_rows()[self.exact])), "an exact row must have one entry")
 
     def _check_pieces(self) -> None:
-        if self.pieces is None:
-            return
-        rows, highest = len(self.pieces.ends), int(self.pieces.ids.max(initial=NO_TOKEN))
-        _require(
-            rows == self.student_vocab_size and highest < self.teacher_vocab_size,
-            f"pieces must be of {self.student_vocab_size} tokens and below {self.teacher_vocab_size}, "
-            f"got {rows} tokens, ids up to {highest}",
-        )
+        sizes = self.student_vocab_size, self.teacher_vocab_size
+        for table, (tokens, others) in ((self.pieces, sizes), (self.teacher_pieces, sizes[::-1])):
+            if table is None:
+                continue
+            rows, highest = len(table.ends), int(table.ids.max(initial=NO_TOKEN))
+            _require(
+                rows == tokens and highest < others,
+                f"pieces must be of {tokens} tokens and below {others}, got {rows} tokens, ids up to {highest}",
+            )
 
     def _single_entry_rows(self) -> NDArray[np.bool_]:
         return (self.indices != NO_TOKEN).sum(axis=1) == 1
@@ -137,16 +140,30 @@ class ProjectionMatrix:
 
         Raises ProjectionError where the pieces are not known.
         """
-        if self.pieces is None:
+        first = self._known_pieces()[0].first
+        indices, weights = first.astype(np.int32)[:, None], (first != NO_TOKEN).astype(np.float32)[:, None]
+        exact = self.exact_rows & (first != NO_TOKEN)
+        return replace(self, indices=indices, weights=weights, exact=exact, beta=None, gamma=None, reverse_pass=False)
+
+    def folded_tokens(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Teacher tokens that no student token begins with, ascending, and the one that each counts as; [folded] twice.
+
+        That is the first piece of the first student token that it is made of: both begin with its bytes. Teacher tokens
+        that begin with nothing a student token begins with are left out. Raises ProjectionError as `first_pieces`.
+        """
+        pieces, teacher_pieces = self._known_pieces()
+        begins_with = teacher_pieces.first
+        target = np.where(begins_with == NO_TOKEN, NO_TOKEN, pieces.first[begins_with])
+        target[pieces.first[pieces.first != NO_TOKEN]] = NO_TOKEN
+        folded = np.flatnonzero(target != NO_TOKEN)
+        return folded, target[folded]
+
+    def _known_pieces(self) -> tuple[PieceTable, PieceTable]:
+        if self.pieces is None or self.teacher_pieces is None:
             raise ProjectionError(
                 f"this projection does not say which pieces the tokens have; build it again: `{BUILD_COMMAND}`"
             )
-        filled = self.pieces.lengths > 0
-        indices = np.full((self.student_vocab_size, 1), NO_TOKEN, np.int32)
-        indices[filled, 0] = self.pieces.ids[self.pieces.starts[filled]]
-        weights = filled.astype(np.float32)[:, None]
-        exact = self.exact_rows & filled
-        return replace(self, indices=indices, weights=weights, exact=exact, beta=None, gamma=None, reverse_pass=False)
+        return self.pieces, self.teacher_pieces
 
     def to_dense(self) -> NDArray[np.float32]:
         """W as [V_S, V_T] float32: for small vocabularies only."""
@@ -175,8 +192,9 @@ class ProjectionMatrix:
     def save(self, path: str | Path) -> None:
         """Write the file of this matrix (see `file`), whole or not at all."""
         arrays: file.Arrays = {"indices": self.indices, "weights": self.weights, "exact": self.exact_rows}
-        if self.pieces is not None:
-            arrays |= {"pieces": self.pieces.ids, "piece_ends": self.pieces.ends}
+        for name, table in (("", self.pieces), ("teacher_", self.teacher_pieces)):
+            if table is not None:
+                arrays |= {f"{name}pieces": table.ids, f"{name}piece_ends": table.ends}
         description: dict[str, file.Value] = {name: getattr(self, name) for name in file.DESCRIPTION}
         file.write(path, arrays, description)
 
@@ -185,9 +203,12 @@ class ProjectionMatrix:
         """Read a file made by `save`. Raises ProjectionError if it is missing, damaged or of another schema."""
         arrays, description = file.read(path)
         try:
-            ids, ends = arrays.pop("pieces", None), arrays.pop("piece_ends", None)
-            pieces = None if ids is None or ends is None else PieceTable(ids, ends)
-            return cls(**arrays, **description, pieces=pieces)  # pyright: ignore[reportArgumentType]
+            tables = {
+                f"{name}pieces": PieceTable(arrays.pop(f"{name}pieces"), arrays.pop(f"{name}piece_ends"))
+                for name in ("", "teacher_")
+                if f"{name}pieces" in arrays
+            }
+            return cls(**arrays, **description, **tables)  # pyright: ignore[reportArgumentType]
         except ProjectionError as error:
             raise ProjectionError(f"{path}: {error}") from error
 

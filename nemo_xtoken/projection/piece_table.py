@@ -1,4 +1,4 @@
-"""Which teacher tokens each student token is, in order: all of them, where W keeps some with weights."""
+"""Which tokens of the other side each token is, in order: all of them, where W keeps some with weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from nemo_xtoken.errors import ProjectionError
 
 @dataclass(frozen=True, eq=False)
 class PieceTable:
-    """The pieces of all student tokens, one token after another.
+    """The pieces of all tokens of a side, one token after another.
 
-    ids   [pieces] int32, teacher ids
-    ends  [V_S] int32, ascending: where each token's pieces end. A token that stands for no teacher token has none
+    ids   [pieces] int32, ids of the other side
+    ends  [V] int32, ascending: where each token's pieces end. A token that stands for none of the other side has none
     Raises ProjectionError where the arrays are not such a table.
     """
 
@@ -32,21 +32,34 @@ class PieceTable:
 
     @classmethod
     def of(cls, pieces: Sequence[Sequence[int] | NDArray[np.int32]]) -> PieceTable:
-        """The table of these pieces, [V_S] sequences of teacher ids."""
+        """The table of these pieces, [V] sequences of ids of the other side."""
         lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
         ids = np.concatenate([*(np.asarray(taus, np.int32) for taus in pieces), np.zeros(0, np.int32)])
         return cls(ids, lengths.cumsum().astype(np.int32))
 
     @property
     def starts(self) -> NDArray[np.int32]:
-        """[V_S] where each token's pieces start."""
+        """[V] where each token's pieces start."""
         return np.concatenate([np.zeros(1, np.int32), self.ends])[:-1]
 
     @property
     def lengths(self) -> NDArray[np.int32]:
-        """[V_S] number of pieces."""
+        """[V] number of pieces."""
         return self.ends - self.starts
 
+    @property
+    def first(self) -> NDArray[np.int64]:
+        """[V] the first piece of each token, -1 for none."""
+        first = np.full(len(self.ends), -1, np.int64)
+        filled = self.lengths > 0
+        first[filled] = self.ids[self.starts[filled]]
+        return first
+
+    def only(self, kept: NDArray[np.bool_]) -> PieceTable:
+        """The same with the kept tokens' pieces alone, [V] bool."""
+        lengths = np.where(kept, self.lengths, 0)
+        return PieceTable(self.ids[np.repeat(kept, self.lengths)], lengths.cumsum().astype(np.int32))
+
     def of_token(self, token_id: int) -> list[int]:
-        """The pieces of one student token."""
+        """The pieces of one token."""
         return self.ids[self.starts[token_id] : self.ends[token_id]].tolist()

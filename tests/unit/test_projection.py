@@ -52,6 +52,27 @@ def test_all_pieces_of_every_token_are_known_and_the_first_ones_make_a_w_of_thei
     assert first.exact_rows.tolist() == [False, False, True, False, True]
 
 
+def test_a_teacher_token_that_nothing_begins_with_counts_as_the_first_piece_that_both_have_of_it() -> None:
+    # "20" is the student's own two pieces; "9" and all that begins with it are nothing to it; "x1" it writes with "x",
+    # which is nothing to the teacher; "ab" is what the student's "abc" begins with, and stays itself.
+    student = LongestMatch([b"2", b"0", b"1", b"x", b"abc", b"a", b"b", b"12"])
+    teacher = LongestMatch([b"2", b"0", b"1", b"20", b"201", b"9", b"x1", b"a", b"b", b"c", b"ab", b"121"])
+    matrix = build(student, teacher)
+    table = matrix.teacher_pieces
+    assert table is not None
+    assert [table.of_token(token) for token in (0, 3, 4, 5, 6, 10, 11)] == [
+        [0],
+        [0, 1],
+        [0, 1, 2],
+        [],
+        [3, 2],
+        [5, 6],
+        [7, 2],
+    ]
+    folded, counts_as = matrix.folded_tokens()
+    assert dict(zip(folded.tolist(), counts_as.tolist(), strict=True)) == {3: 0, 4: 0, 11: 2}
+
+
 def test_only_the_heaviest_pieces_stay() -> None:
     student, teacher = LongestMatch([b"12345", b"12334"]), LongestMatch(DIGITS)
     matrix = build(student, teacher, top_k=3, gamma=0.5)

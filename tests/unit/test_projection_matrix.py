@@ -159,7 +159,7 @@ def test_a_failed_write_leaves_the_old_file(
 def test_the_metadata_names_the_pair_and_the_options(saved: Path) -> None:
     with safe_open(saved, framework="np") as stream:
         header = json.loads(stream.metadata()[file.KEY])
-    assert (header["schema"], header["top_k"], header["beta"], header["gamma"]) == (3, 3, 0.9, 0.1)
+    assert (header["schema"], header["top_k"], header["beta"], header["gamma"]) == (4, 3, 0.9, 0.1)
     assert header["reverse_pass"] is True
     assert (header["student_spec"], header["teacher_fingerprint"]) == ("student.json", "7" * 64)
 
@@ -175,10 +175,19 @@ def test_pieces_are_kept_in_the_file_and_what_an_older_version_wrote_has_none(
     assert ProjectionMatrix.load(saved).pieces is None
     rewrite(saved, schema=2)
     assert ProjectionMatrix.load(saved).pieces is None
-    replace(matrix, pieces=PieceTable.of([[2, 0, 1], [3], []])).save(saved)
-    pieces = ProjectionMatrix.load(saved).pieces
-    assert pieces is not None
-    assert [pieces.of_token(token) for token in range(3)] == [[2, 0, 1], [3], []]
+    table, teacher_table = PieceTable.of([[2, 0, 1], [3], []]), PieceTable.of([[1], [], [0], [1], [2, 2], []])
+    replace(matrix, pieces=table).save(saved)
+    rewrite(saved, (*file.TENSORS, *file.PIECES), schema=3)
+    assert ProjectionMatrix.load(saved).teacher_pieces is None
+    assert _listed(ProjectionMatrix.load(saved).pieces) == _listed(table)
+    replace(matrix, pieces=table, teacher_pieces=teacher_table).save(saved)
+    loaded = ProjectionMatrix.load(saved)
+    assert (_listed(loaded.pieces), _listed(loaded.teacher_pieces)) == (_listed(table), _listed(teacher_table))
+
+
+def _listed(table: PieceTable | None) -> list[list[int]]:
+    assert table is not None
+    return [table.of_token(token) for token in range(len(table.ends))]
 
 
 def test_pieces_that_do_not_fit_are_refused(matrix: ProjectionMatrix) -> None:
@@ -186,6 +195,8 @@ def test_pieces_that_do_not_fit_are_refused(matrix: ProjectionMatrix) -> None:
         replace(matrix, pieces=PieceTable.of([[0], [0]]))
     with pytest.raises(ProjectionError, match="got 3 tokens, ids up to 6"):
         replace(matrix, pieces=PieceTable.of([[6], [0], []]))
+    with pytest.raises(ProjectionError, match="of 6 tokens and below 3, got 1 tokens, ids up to 3"):
+        replace(matrix, teacher_pieces=PieceTable.of([[3]]))
     with pytest.raises(ProjectionError, match="must end in order, at 2, got 1"):
         PieceTable(np.array([0, 1], np.int32), np.array([1, 1], np.int32))
     with pytest.raises(ProjectionError, match="two rows of int32, got int64 and int32"):
@@ -208,19 +219,19 @@ def test_a_changed_byte_is_noticed(saved: Path) -> None:
         ProjectionMatrix.load(saved)
 
 
-def rewrite(path: Path, **header: Any) -> None:
+def rewrite(path: Path, tensors: tuple[str, ...] = file.TENSORS, **header: Any) -> None:
     """Write the file once more with other metadata; None takes an entry out."""
     with safe_open(path, framework="np") as stream:
-        arrays = {name: stream.get_tensor(name) for name in file.TENSORS}
+        arrays = {name: stream.get_tensor(name) for name in tensors}
         merged = {**json.loads(stream.metadata()[file.KEY]), **header}
     kept = {name: value for name, value in merged.items() if value is not None}
     save_file(arrays, path, {file.KEY: json.dumps(kept)})
 
 
-@pytest.mark.parametrize(("schema", "age"), [(1, "an older"), (4, "a newer"), ("2", "an older")])
+@pytest.mark.parametrize(("schema", "age"), [(1, "an older"), (5, "a newer"), ("2", "an older")])
 def test_another_schema_is_refused_and_named(saved: Path, schema: object, age: str) -> None:
     rewrite(saved, schema=schema)
-    with pytest.raises(ProjectionError, match=f"w.safetensors has schema {schema} of {age} version, expected 3; build"):
+    with pytest.raises(ProjectionError, match=f"w.safetensors has schema {schema} of {age} version, expected 4; build"):
         ProjectionMatrix.load(saved)
 
 
