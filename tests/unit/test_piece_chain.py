@@ -29,8 +29,9 @@ TOKEN = {tuple(pieces): token for token, pieces in enumerate(PIECES)}
 
 def matrix_of(pieces: list[list[int]], teacher_pieces: list[list[int]]) -> ProjectionMatrix:
     nothing = np.full((len(pieces), 1), -1, np.int32), np.zeros((len(pieces), 1), np.float32)
-    tables = {"pieces": PieceTable.of(pieces), "teacher_pieces": PieceTable.of(teacher_pieces)}
-    return ProjectionMatrix(*nothing, len(teacher_pieces), **tables).first_pieces()
+    tables = PieceTable.of(pieces), PieceTable.of(teacher_pieces)
+    matrix = ProjectionMatrix(*nothing, len(teacher_pieces), pieces=tables[0], teacher_pieces=tables[1])
+    return matrix.first_pieces()
 
 
 NUMERALS = matrix_of(PIECES, [[0], [1], [2], [3], []])
