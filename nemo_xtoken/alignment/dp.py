@@ -9,13 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_xtoken.alignment.align import align
-from nemo_xtoken.alignment.near_equals import LONGEST_TESTED, PADDING, count_open, count_open_everywhere
-from nemo_xtoken.alignment.score_tables import LONGEST_WINDOW, LOSS_OF_GAP, LOSS_OF_RUN, better_chunks
+from nemo_xtoken.alignment.near_equals import count_open, count_open_everywhere
+from nemo_xtoken.alignment.score_tables import GAINS, LONGEST_WINDOW, better_chunks
 from nemo_xtoken.alignment.token_strings import LONGEST_RUN, Flags, TokenStrings, token_strings
 from nemo_xtoken.tokenizers import Tokenizer
 from nemo_xtoken.types import Chunks, Encoding
 
 Indices = NDArray[np.int64]
+
+PADDING = 2
+"""Stretches that a window has before its first and after its last open token."""
 
 PAIR_SCORE, RUN_SCORE, GAP_SCORE = 3.0, 1.5, -1.5
 
@@ -46,12 +49,12 @@ def align_dp(
     paired = _paired(nodes, sizes, longer, strings)
     opened = _opened(nodes, sizes, longer, paired, strings)
     windows, edges, whole = _windows(nodes, opened, student.ends, teacher.ends)
-    found = np.zeros((0, 4), np.int64)
-    if len(windows):
-        better, found = better_chunks(windows, _losses(sizes, paired, edges, whole), strings)
-        for first, last in edges[:, better].T.tolist():
-            paired[first:last] = False
-    return _chunks(nodes, paired, found[found[:, 0].argsort()])
+    if not len(windows):
+        return _chunks(nodes, paired, np.zeros((0, 4), np.int64))
+    better, found = better_chunks(windows, _gains(sizes, paired, edges, whole), strings)
+    for first, last in edges[:, better].T.tolist():
+        paired[first:last] = False
+    return _chunks(nodes, paired, np.array(sorted(found), np.int64).reshape(-1, 4))
 
 
 def _chunks(nodes: Indices, paired: Flags, found: Indices) -> Chunks:
@@ -59,10 +62,7 @@ def _chunks(nodes: Indices, paired: Flags, found: Indices) -> Chunks:
     places = paired.nonzero()[0]
     own = cast("Indices", np.searchsorted(places, np.searchsorted(nodes[0], found[:, 0], side="right")))
     if len(found):
-        starts: Indices = np.diff(own, prepend=-1).nonzero()[0]
-        parts = np.split(places, own[starts])
-        room = np.split(np.zeros_like(own), starts[1:])
-        places = np.concatenate([parts[0], *(each for pair in zip(room, parts[1:], strict=True) for each in pair)])
+        places = np.insert(places, own, 0)
     columns = np.empty((4, len(places)), np.int64)
     for column, of_side in zip(columns, (nodes[0], nodes[0, 1:], nodes[1], nodes[1, 1:]), strict=True):
         of_side.take(places, out=column, mode="clip")
@@ -71,18 +71,16 @@ def _chunks(nodes: Indices, paired: Flags, found: Indices) -> Chunks:
     return Chunks(student_start, student_end, teacher_start, teacher_end, np.ones(len(places), np.bool_))
 
 
-def _losses(sizes: Indices, paired: Flags, edges: Indices, whole: Flags) -> Indices:
-    """[w] what the exact alignment loses in each window; more than any path where a window is not `whole`: where it is
+def _gains(sizes: Indices, paired: Flags, edges: Indices, whole: Flags) -> Indices:
+    """[w] what the exact alignment gains in each window; less than any path where a window is not `whole`: where it is
     cut inside of a stretch. edges [2, w]: the first stretch of each window and the one after its last."""
-    losses = np.full(edges.shape[1], 2 * LONGEST_WINDOW * LOSS_OF_GAP)
-    firsts, counts = edges[0, whole], (edges[1] - edges[0])[whole]
-    begins = counts.cumsum() - counts
-    stretches = np.repeat(firsts - begins, counts) + np.arange(int(counts.sum()))
-    numbers = sizes.take(stretches, axis=1).sum(axis=0)
-    of_stretches = cast("Indices", np.where(paired.take(stretches), LOSS_OF_RUN * (numbers > 2), LOSS_OF_GAP * numbers))
-    if len(begins):
-        losses[whole] = np.add.reduceat(of_stretches, begins)
-    return losses
+    counts: Indices = edges[1] - edges[0]
+    places = np.arange(int(counts.max()))[:, None]
+    stretches: Indices = np.minimum(edges[0] + places, sizes.shape[1] - 1)
+    counted: Flags = paired.take(stretches) & (places < counts)
+    largest: Indices = np.maximum(*sizes.take(stretches, axis=1))
+    gains: Indices = np.add.reduce(GAINS.take(largest - 1, mode="clip") * counted, axis=0)
+    return np.where(whole, gains, -1)
 
 
 def score(chunks: Chunks, num_student: int, num_teacher: int) -> float:
@@ -114,12 +112,12 @@ def _paired(nodes: Indices, sizes: Indices, longer: Indices, strings: TokenStrin
     of_student, of_teacher = (strings.side(side).take(nodes[side, :-1], mode="clip") for side in (0, 1))
     paired: Flags = of_student == of_teacher
     paired[longer] = False
-    for single, run in ((0, 1), (1, 0)):
-        lengths = sizes[run].take(longer)
-        fits: Flags = (sizes[single].take(longer) == 1) & (lengths > 1) & (lengths <= LONGEST_RUN)
-        stretches, lengths = longer[fits], lengths[fits]
-        numbers = strings.numbers(strings.side(single)[nodes[single][stretches]])
-        paired[stretches] = numbers == strings.runs_from(run, nodes[run].take(stretches), lengths)
+    tokens = sizes.take(longer, axis=1)
+    stretches = longer[(tokens.min(axis=0) == 1) & (tokens.max(axis=0) <= LONGEST_RUN)]
+    lengths = sizes.take(stretches, axis=1) - 1
+    runs = strings.runs(nodes.take(stretches, axis=1), 1)[:, 0]
+    of_student, of_teacher = (runs[lengths[side], side, np.arange(len(stretches))] for side in (0, 1))
+    paired[stretches] = of_student == of_teacher
     return paired
 
 
@@ -131,16 +129,14 @@ def _opened(nodes: Indices, sizes: Indices, longer: Indices, paired: Flags, stri
     one is near, nor of a run with it, nor a run that is its equal.
     """
     others = (~paired).nonzero()[0]
-    is_long = (sizes[:, others] > LONGEST_TESTED).any(axis=0)
-    tested = others[~is_long]
-    is_short = bool(nodes[:, -1].sum() <= LONGEST_WINDOW)
-    counts = (count_open_everywhere if is_short else count_open)(nodes, sizes, tested, strings)
-    stretches, numbers = [tested, others[is_long]], [counts, np.full(int(is_long.sum()), 2)]
-    if is_short:
-        runs = longer[paired[longer]]
-        stretches.append(runs)
-        numbers.append(count_open_everywhere(nodes, sizes, runs, strings, singles=True))
-    return np.sort(np.repeat(np.concatenate(stretches), np.concatenate(numbers)))
+    if nodes[:, -1].sum() > LONGEST_WINDOW:
+        return np.repeat(others, count_open(nodes, sizes, others, strings))
+    runs = longer[paired[longer]]
+    counts = (
+        count_open_everywhere(nodes, sizes, others, strings),
+        count_open_everywhere(nodes, sizes, runs, strings, singles=True),
+    )
+    return np.sort(np.repeat(np.concatenate([others, runs]), np.concatenate(counts)))
 
 
 def _windows(
@@ -171,11 +167,12 @@ def _edges(opened: Indices, num_stretches: int, *, is_short: bool) -> Indices:
         return np.zeros((2, 0), np.int64)
     if is_short:
         return np.array([[0], [num_stretches]])
-    firsts, lasts = np.maximum(opened - PADDING, 0), np.minimum(opened + PADDING + 1, num_stretches)
-    begins = np.append(0, (firsts[1:] > lasts[:-1]).nonzero()[0] + 1)
-    ends = np.append(begins[1:], len(opened)) - 1
-    several = ends > begins
-    return np.stack([firsts[begins[several]], lasts[ends[several]]])
+    is_first = np.ones(len(opened) + 1, np.bool_)
+    np.greater(opened[1:] - opened[:-1], 2 * PADDING + 1, out=is_first[1:-1])
+    firsts = is_first.nonzero()[0]
+    begins = firsts[:-1][firsts[1:] - firsts[:-1] > 1]
+    lasts = firsts[1:][firsts[1:] - firsts[:-1] > 1] - 1
+    return np.stack([np.maximum(opened[begins] - PADDING, 0), np.minimum(opened[lasts] + PADDING + 1, num_stretches)])
 
 
 def _cut(

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_xtoken.alignment.token_strings import LONGEST_RUN, MARGIN, Flags, TokenStrings
+from nemo_xtoken.alignment.token_strings import LONGEST_RUN, Flags, Remainders, TokenStrings
 
 Indices = NDArray[np.int64]
-Remainders = NDArray[np.uint16]
 
-PADDING = 2
-"""Stretches that a window has around those that are open."""
-
-NEAR = MARGIN
-"""Of a long text, only the equals of so many tokens before and after it can make a stretch open."""
+NEAR = 4
+"""Of a long text, only the equals of so many tokens before and after a stretch's beginning can make it open."""
 
 LONGEST_TESTED = 6
-"""Tokens of either side in a stretch whose tokens are looked for one by one."""
+"""Tokens of either side in a stretch whose tokens are looked for one by one; of a longer one, two are open."""
 
 _BLOCK = 1 << 10
 """Stretches that are compared at a time."""
@@ -27,44 +21,26 @@ _BLOCK = 1 << 10
 
 def count_open(nodes: Indices, sizes: Indices, stretches: Indices, strings: TokenStrings) -> Indices:
     """[m] how many tokens of each stretch may have an equal near them: a token or a run on the other side that is equal
-    to the token, or a token that is equal to a run with it. Near are NEAR tokens before and after the stretch, at most
-    PADDING stretches from it. Too many, once in 2^16.
+    to the token, or a token that is equal to a run with it. Near is what is in the stretch or in one beside it and
+    begins at most NEAR tokens before and after the stretch does. Too many, once in 2^16.
 
     nodes [2, g + 1], sizes [2, g]: where each stretch begins, and its tokens
-    stretches   [m] of at most LONGEST_TESTED tokens on either side
+    stretches   [m]
     """
-    counts = np.zeros(len(stretches), np.int64)
-    largest: Indices = sizes.take(stretches, axis=1).max(axis=0)
-    order = largest.argsort(kind="stable") if len(stretches) > _BLOCK else np.arange(len(stretches))
-    for begin in range(0, len(stretches), _BLOCK):
-        block = order[begin : begin + _BLOCK]
-        counts[block] = _count_block(nodes, sizes, stretches[block], strings)
-    return counts
-
-
-def _count_block(nodes: Indices, sizes: Indices, stretches: Indices, strings: TokenStrings) -> Indices:
     numbers = sizes.take(stretches, axis=1)
-    most = int(numbers.max())
-    runs = strings.remainders(nodes.take(stretches, axis=1) - NEAR, max(2 * NEAR, NEAR + most))
-    around, near = runs[:, NEAR + 1 - LONGEST_RUN : NEAR + most], runs[:, : 2 * NEAR, ::-1]
-    is_own: Flags = np.arange(most)[:, None, None] < numbers
-    is_open = _open(around, near) & is_own
-    counts = np.zeros(len(stretches), np.int64)
-    maybe: Indices = np.logical_or.reduce(is_open, axis=(0, 1)).nonzero()[0]
-    if len(maybe):
-        near = _only_near(nodes, stretches[maybe], np.take(near, maybe, axis=-1))
-        around = np.take(around, maybe, axis=-1)
-        counts[maybe] = np.add.reduce(_open(around, near) & np.take(is_own, maybe, axis=-1), axis=(0, 1))
+    largest: Indices = numbers.max(axis=0, initial=0)
+    counts = np.full(len(stretches), 2)
+    order = largest.argsort(kind="stable")[: np.count_nonzero(largest <= LONGEST_TESTED)]
+    for begin in range(0, len(order), _BLOCK):
+        block = order[begin : begin + _BLOCK]
+        counts[block] = _count_block(nodes, numbers.take(block, axis=1), stretches[block], strings)
     return counts
 
 
-def _only_near(nodes: Indices, stretches: Indices, near: Remainders) -> Remainders:
-    """[LONGEST_RUN, 2 * NEAR, 2, m] without what is more than PADDING stretches away: 0 in its place."""
-    here, first, last = (
-        nodes.take(stretches + steps, axis=1, mode="clip")[::-1] for steps in (0, -PADDING, PADDING + 1)
-    )
-    places: Indices = np.arange(-NEAR, NEAR)[:, None, None]
-    return np.where((places >= first - here) & (places < last - here), near, np.uint16(0))
+def _count_block(nodes: Indices, numbers: Indices, stretches: Indices, strings: TokenStrings) -> Indices:
+    first, here, last = (nodes.take(stretches + steps, axis=1, mode="clip") for steps in (-1, 0, 2))
+    runs = strings.remainders(here - NEAR, NEAR + max(NEAR, int(numbers.max())), (first, last))
+    return _count(runs[:, NEAR + 1 - LONGEST_RUN :], runs[:, : 2 * NEAR], numbers)
 
 
 def count_open_everywhere(
@@ -76,33 +52,31 @@ def count_open_everywhere(
     """
     if not len(stretches):
         return np.zeros(0, np.int64)
-    numbers = sizes.take(stretches, axis=1)
-    if singles:
-        numbers = np.where(numbers == 1, 1, 0)
-    most, ends = int(numbers.max()), nodes[::-1, -1:]
-    around = strings.remainders(nodes.take(stretches, axis=1) + 1 - LONGEST_RUN, most + LONGEST_RUN - 1)
-    near = strings.remainders(np.zeros((2, 1), np.int64), int(ends.max()))[:, :, ::-1]
-    inside = cast("Flags", np.arange(near.shape[1])[:, None, None] < ends)
-    near = np.where(inside, near, np.uint16(0))
-    is_own: Flags = np.arange(most)[:, None, None] < numbers
-    return (_open(around, near[:1] if singles else near) & is_own).sum(axis=(0, 1))
+    sizes = sizes.take(stretches, axis=1)
+    numbers = np.where(sizes == 1, 1, 0) if singles else np.minimum(sizes, LONGEST_TESTED)
+    begins = nodes.take(stretches, axis=1) + 1 - LONGEST_RUN
+    inside = first, last = np.zeros((2, 1), np.int64), nodes[:, -1:]
+    around = strings.remainders(begins, int(numbers.max()) + LONGEST_RUN - 1, inside)
+    near = strings.remainders(first, int(last.max()), inside)
+    counts = _count(around, near[:1] if singles else near, numbers)
+    return np.where(sizes.max(axis=0) > LONGEST_TESTED, 2, counts)
 
 
-def _open(around: Remainders, near: Remainders) -> Flags:
-    """[c, 2, m] whether a run with each token is equal to one of the near tokens, or the token to one of the near runs.
+def _count(around: Remainders, near: Remainders, numbers: Indices) -> Indices:
+    """[m] how many tokens are equal to a near run, or are or are part of a run that is equal to a near token.
 
-    around  [LONGEST_RUN, LONGEST_RUN - 1 + c, 2, m] runs of each length from each place on; the tokens are the last c
-    near    [LONGEST_RUN, k, 2, m] those of the other side, or [1, k, 2, m] the tokens alone
+    around   [LONGEST_RUN, p, 2, m] runs of each length from each place on; the tokens, numbers [2, m] of them, begin
+             at place LONGEST_RUN - 1
+    near     [LONGEST_RUN, k, 2, m] or [1, k, 2, m] what is near them on their own side; that of the other side counts
     """
-    before = LONGEST_RUN - 1
-    count = around.shape[1] - before
-    own: Flags = around[None, 0, before:, None] == near[:, None]
-    is_open = np.logical_or.reduce(own, axis=(0, 2))
-    runs: Flags = around[1:, :, None] == near[0]
-    of_length = np.logical_or.reduce(runs, axis=2)
-    reaches: Flags = of_length[-1]  # a run that is as long or longer and begins at the place
+    most, before = int(numbers.max()), LONGEST_RUN - 1
+    near = near[:, :, ::-1]
+    tokens = around[0, before : before + most]
+    is_open: Flags = np.logical_or.reduce(tokens[:, None] == near.reshape(-1, *near.shape[2:]), axis=1)
+    begins: Flags = np.logical_or.reduce(around[1:, : before + most, None] == near[0], axis=2)
     for back in range(before, -1, -1):
         if 0 < back < before:
-            reaches = reaches | of_length[back - 1]
-        is_open |= reaches[before - back : before - back + count]
-    return is_open
+            begins[back - 1] |= begins[back]  # runs of more than so many tokens
+        is_open |= begins[max(back - 1, 0), before - back : before - back + most]
+    is_own: Flags = np.arange(most)[:, None, None] < numbers
+    return np.add.reduce(is_open & is_own, axis=(0, 1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -12,131 +11,122 @@ from numpy.typing import NDArray
 from nemo_xtoken.alignment.token_strings import LONGEST_RUN, Flags, Numbers, TokenStrings
 
 Indices = NDArray[np.int64]
+Chunk = tuple[int, int, int, int]
 
-# A path that leaves out no token and takes each with its equal scores 1.5 for every token of both sides. Every other
-# path loses against it, in units of 1.5: 1 where one token stands for several, 2 for each token left out. The pair of
-# unequal tokens, which loses 4, is two tokens left out.
-LOSS_OF_RUN, LOSS_OF_GAP = 1, 2
+# What a step gains over leaving out its tokens, in units of 1.5: 4 for a pair, 2 k + 1 for one token and a run of k.
+# The pair of unequal tokens gains nothing: it is two tokens left out.
+_LENGTHS = np.arange(1, LONGEST_RUN + 1)
+GAINS = 2 * _LENGTHS + 1 + (_LENGTHS == 1)
+"""[LONGEST_RUN] gain of one token with a run of each length."""
 
-_RUNS = range(2, LONGEST_RUN + 1)
-PAIRS = ((1, 1, 0), *((1, k, LOSS_OF_RUN) for k in _RUNS), *((k, 1, LOSS_OF_RUN) for k in _RUNS))
-"""Steps that take equal strings: student tokens, teacher tokens, loss."""
-
-_STUDENT_GAP, _TEACHER_GAP, _STOP = range(len(PAIRS), len(PAIRS) + 3)
-_STEPS: Indices = np.array([*(pair[:2] for pair in PAIRS), (1, 0), (0, 1), (0, 0)])
-
-# A loss and the step that leads to it are one number, _UNIT * loss + step: less loss wins, then the earlier step.
+# A gain and the step that leads to it are one number, _UNIT * gain + step: more gain wins, then the later step.
 _UNIT = 16
-_FAR = np.int16(1 << 14)
-_LOSS = np.int16(-_UNIT)
+_GAIN = np.int16(-_UNIT)
+_STEPS = (
+    (0, 0),
+    *((1, k) for k in range(1, LONGEST_RUN + 1)),
+    *((k, 1) for k in range(2, LONGEST_RUN + 1)),
+    (1, 0),
+    (0, 1),
+)
+"""Student and teacher tokens of each step: none at the end, equal strings, a token of one side left out."""
+
+_STUDENT_GAP, _TEACHER_GAP = len(_STEPS) - 2, len(_STEPS) - 1
+_ACROSS = np.array([_STUDENT_GAP, *(_UNIT * GAINS + _LENGTHS)], np.int16)
+_DOWN = np.array(_UNIT * GAINS[1:] + LONGEST_RUN + _LENGTHS[:-1], np.int16)
+
 LONGEST_WINDOW = 256
-"""Tokens of both sides together; so few that every loss in a window stays below _FAR. Cells beside it are not read."""
+"""Tokens of both sides together; so few that every gain in a window is an int16."""
 
-_CELLS = 1 << 20
-"""Cells of the tables that are held at a time; each takes some 30 bytes."""
+_CELLS = 1 << 17
+"""Cells of the tables that are held at a time, those of the longest window at least; each takes some 30 bytes."""
 
 
-def better_chunks(windows: Indices, losses: Indices, strings: TokenStrings) -> tuple[Flags, Indices]:
-    """The windows [w] through which a path loses less than is known of each, and the chunks [c, 4] of the best paths
-    through these, in no order.
+def better_chunks(windows: Indices, gains: Indices, strings: TokenStrings) -> tuple[Flags, list[Chunk]]:
+    """The windows [w] through which a path gains more than is known of each, and the chunks of the best paths through
+    these: student start, student end, teacher start, teacher end.
 
-    windows  [w, 4] student start, student end, teacher start, teacher end; at most LONGEST_WINDOW tokens
-    losses   [w] in the units of LOSS_OF_RUN
-    Chunks have the windows' columns. Of equally good paths one is taken that has more tokens in chunks at its end.
+    windows  [w, 4] columns as those of chunks; at most LONGEST_WINDOW tokens
+    gains    [w] in the units of GAINS
+    Of equally good paths one is taken that has more tokens in chunks at its end.
     """
     better = np.zeros(len(windows), np.bool_)
-    found = [np.zeros((0, 4), np.int64)]
+    found: list[Chunk] = []
     for places in _groups(windows):
         group = windows[places]
-        steps, least = _fill(strings, group)
-        chosen = least < losses[places]
-        if chosen.any():
-            better[places] = chosen
-            found.append(_trace(steps[:, :, chosen], group[chosen]))
-    return better, np.concatenate(found)
+        table, best = _fill(strings, group)
+        chosen = (table[0, 0] > _UNIT * gains[places]).nonzero()[0]
+        if len(chosen):
+            better[places[chosen]] = True
+            steps = _steps(table[:, :, chosen], best[:, :, chosen])
+            for begins, of_window in zip(group[chosen, ::2].tolist(), steps, strict=True):
+                found += _trace(of_window, *begins)
+    return better, found
 
 
 def _groups(windows: Indices) -> Iterator[Indices]:
-    """The places of windows of similar size, in groups whose tables fit into _CELLS."""
+    """The places of windows in the order of their size, in groups whose tables fit into _CELLS."""
     largest = np.maximum(windows[:, 1] - windows[:, 0], windows[:, 3] - windows[:, 2])
-    begin = 0
-    for size in (16, 64, LONGEST_WINDOW):
-        same = ((largest > begin) & (largest <= size)).nonzero()[0]
-        count = _CELLS // size**2
-        for first in range(0, len(same), count):
-            yield same[first : first + count]
-        begin = size
+    order = largest.argsort(kind="stable")
+    cells, begin = largest[order] ** 2, 0
+    while begin < len(order):
+        following = cells[begin : begin + _CELLS // int(cells[begin])]
+        count = int(np.count_nonzero(following * np.arange(1, len(following) + 1) <= _CELLS))
+        yield order[begin : begin + count]
+        begin += count
 
 
-def _fill(strings: TokenStrings, windows: Indices) -> tuple[NDArray[np.int8], Indices]:
-    """[rows + 1, columns + 1, windows] the step that leads to each cell, and [windows] the least loss at each end.
+def _fill(strings: TokenStrings, windows: Indices) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """[rows + 1, columns + 1, windows] the most that a path from each cell to the window's end gains, and
+    [rows, columns, windows] the most of those that don't begin by leaving out the teacher's token, with the first step.
     Rows are student tokens.
-
-    Losses are held without those of the gaps that lead from the first column to theirs: so the least of the cells up to
-    one in its row is what leads to it by gaps as well.
     """
-    ends = windows[:, 1::2] - windows[:, ::2]
-    across, down = _costs(*(strings.runs_to(side, windows[:, 2 * side], ends[:, side]) for side in (0, 1)))
-    _, rows, columns, count = across.shape
-    # The least that leads to a cell other than by leaving out its teacher token, with the step, and with that as well.
-    best = np.full((rows + 1, columns, count), _FAR)
-    losses = np.zeros((LONGEST_RUN + rows, LONGEST_RUN + columns, count), np.int16)
-    by_row, by_column, by_window = losses.strides
-    in_row = as_strided(
-        losses[LONGEST_RUN - 1 :], (rows, len(across), columns, count), (by_row, by_column, by_column, by_window)
-    )
-    in_column = as_strided(
-        losses[:, LONGEST_RUN - 1 :], (rows, len(down), columns, count), (by_row, by_row, by_column, by_window)
-    )
-    found = np.empty((len(across) + len(down), columns, count), np.int16)
-    for row in range(rows):
-        np.add(in_row[row], across[:, row], out=found[: len(across)])
-        np.add(in_column[row], down[:, row], out=found[len(across) :])
-        np.minimum.reduce(found, axis=0, out=best[row + 1])
-        np.minimum.accumulate(best[row + 1] & _LOSS, axis=0, out=losses[LONGEST_RUN + row, LONGEST_RUN:])
-    losses = losses[LONGEST_RUN - 1 :, LONGEST_RUN:]
-    steps = np.where(best & _LOSS == losses, best & ~_LOSS, np.int16(_TEACHER_GAP)).astype(np.int8)
-    steps[0, 0] = _STOP
-    least = losses[ends[:, 0], ends[:, 1], np.arange(count)].astype(np.int64) // _UNIT
-    return steps, least + LOSS_OF_GAP * ends[:, 1]
+    first, last = windows[:, ::2].T, windows[:, 1::2].T
+    rows, columns = (last - first).max(axis=1).tolist()
+    runs = strings.runs(first, max(rows, columns), (first, last))
+    across, down = _gains(runs[:, :rows, 0], runs[:, :columns, 1])
+    table = np.zeros((rows + LONGEST_RUN, columns + LONGEST_RUN, len(windows)), np.int16)
+    by_row, by_column, by_window = table.strides
+    shape = columns, len(windows)
+    after_row = as_strided(table[1:], (rows, len(across), *shape), (by_row, by_column, by_column, by_window))
+    after_column = as_strided(table[2:, 1:], (rows, len(down), *shape), (by_row, by_row, by_column, by_window))
+    best = np.empty((rows, *shape), np.int16)
+    found = np.empty((len(across) + len(down), *shape), np.int16)
+    found_across, found_down = found[: len(across)], found[len(across) :]
+    for row in range(rows - 1, -1, -1):
+        np.add(after_row[row], across[:, row], out=found_across)
+        np.add(after_column[row], down[:, row], out=found_down)
+        np.maximum.reduce(found, axis=0, out=best[row])
+        np.maximum.accumulate(best[row, ::-1] & _GAIN, axis=0, out=table[row, :columns][::-1])
+    return table[: rows + 1, : columns + 1], best
 
 
-def _costs(student: Numbers, teacher: Numbers) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-    """What the steps to each cell cost, _FAR where there is none; without the gaps that lead over their columns.
+def _gains(student: Numbers, teacher: Numbers) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """What the steps from each cell gain, 0 where there is none.
 
-    [LONGEST_RUN + 1, rows, columns + 1, windows] of one student token, for the most teacher tokens first, for none
-    last; [LONGEST_RUN - 1, ...] of several student tokens, the most first
+    [1 + LONGEST_RUN, rows, columns, windows] of one student token, left out first, then with runs of the teacher's
+    tokens; [LONGEST_RUN - 1, ...] of runs of student tokens
     """
-    costs = np.array([_UNIT * (loss - LOSS_OF_GAP * right) + step for step, (_, right, loss) in enumerate(PAIRS)])
-    costs = costs.astype(np.int16)[:, None, None, None]
-    rows, columns, count = student.shape[1], teacher.shape[1] + 1, student.shape[2]
-    across = np.full((LONGEST_RUN + 1, rows, columns, count), _FAR)
-    down = np.full((LONGEST_RUN - 1, rows, columns, count), _FAR)
-    across[-1] = _UNIT * LOSS_OF_GAP + _STUDENT_GAP
-    np.copyto(across[:-1, :, 1:], costs[LONGEST_RUN - 1 :: -1], where=student[:1, :, None] == teacher[::-1, None])
-    np.copyto(down[:, :, 1:], costs[: LONGEST_RUN - 1 : -1], where=student[:0:-1, :, None] == teacher[:1, None])
-    return across, down
+    across = np.zeros((1 + LONGEST_RUN, len(student[0]), *teacher[0].shape), np.int16)
+    across[0] = _ACROSS[0]
+    np.multiply(student[:1, :, None] == teacher[:, None], _ACROSS[1:, None, None, None], out=across[1:])
+    return across, (student[1:, :, None] == teacher[:1, None]) * _DOWN[:, None, None, None]
 
 
-def _trace(steps: NDArray[np.int8], windows: Indices) -> Indices:
-    """The chunks [c, 4] on the way back from the end of each window."""
-    _, columns, count = steps.shape
-    back: Indices = (_STEPS[:, 0] * columns + _STEPS[:, 1]) * count
-    ends = windows[:, 1::2] - windows[:, ::2]
-    cell = cast("Indices", (ends[:, 0] * columns + ends[:, 1]) * count + np.arange(count))
-    cells: list[Indices] = []
-    taken: list[NDArray[np.int8]] = []
-    while True:
-        step = steps.ravel()[cell]
-        if (step == _STOP).all():
-            break
-        cells.append(cell)
-        taken.append(step)
-        cell = cell - back[step]
-    step = np.concatenate([np.zeros(0, np.int8), *taken])
-    pairs = (step < len(PAIRS)).nonzero()[0]
-    row_column, window = np.divmod(np.concatenate([np.zeros(0, np.int64), *cells])[pairs], count)
-    row, column = np.divmod(row_column, columns)
-    down, right = _STEPS[step[pairs]].T
-    student, teacher = windows[window, 0] + row, windows[window, 2] + column
-    return np.stack([student - down, student, teacher - right, teacher], axis=1)
+def _steps(table: NDArray[np.int16], best: NDArray[np.int16]) -> NDArray[np.uint8]:
+    """[windows, rows + 1, columns + 1] the first step of the best path from each cell to the end."""
+    steps = np.zeros(table.shape, np.uint8)
+    here = table[:-1, :-1]
+    np.copyto(steps[:-1, :-1], np.where(best & _GAIN == here, best & ~_GAIN, _TEACHER_GAP), casting="unsafe")
+    steps[:-1, :-1][here == 0] = 0
+    return np.ascontiguousarray(steps.transpose(2, 0, 1))
+
+
+def _trace(steps: NDArray[np.uint8], student: int, teacher: int) -> Iterator[Chunk]:
+    """The chunks on the path from the first cell of a table, where a student's and a teacher's token are."""
+    columns, cells, cell = steps.shape[1], steps.tobytes(), 0
+    while step := cells[cell]:
+        down, right = _STEPS[step]
+        if step < _STUDENT_GAP:
+            yield student, student + down, teacher, teacher + right
+        student, teacher, cell = student + down, teacher + right, cell + down * columns + right

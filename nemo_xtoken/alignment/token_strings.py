@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from nemo_xtoken.tokenizers import Tokenizer
 from nemo_xtoken.types import Encoding, role_code
 
-Symbols = NDArray[np.int32]
 Numbers = NDArray[np.uint64]
 Remainders = NDArray[np.uint16]
 Places = NDArray[np.int64]
@@ -21,152 +20,100 @@ Flags = NDArray[np.bool_]
 LONGEST_RUN = 4
 """Tokens of one side that may stand for one token of the other."""
 
-MARGIN = LONGEST_RUN
-"""Places in front of each side and after the last that have symbols of their own, which nothing is equal to."""
+# A number holds the length of its string in its last 16 bits, and before these a polynomial in _BASE over the string's
+# bytes, modulo 2^48. Roles have no length. The number of a run has the polynomial alone.
+_LENGTH = np.uint64((1 << 16) - 1)
+_BITS = np.uint64(16)
 
-NAMELESS = (0, 1)
-"""Symbols of a student's and a teacher's token that is equal to none on the other side."""
+_RANDOM = np.random.default_rng(20260).integers(1, 1 << 63, 260, np.uint64)
+_BYTES, (_BASE, _ROLE) = _RANDOM[:256], _RANDOM[256:258] * 2 + 1
+_NAMELESS = (_RANDOM[258:] << _BITS) + np.uint64(1)
+"""Numbers of a student's and a teacher's token that is equal to none on the other side."""
 
-_BESIDE = np.arange(2, 2 + 3 * MARGIN, dtype=np.int32).reshape(3, MARGIN)
-_NUM_RESERVED = 2 + 3 * MARGIN
+_POWERS: Numbers = np.concatenate([[np.uint64(1)], np.full(int(_LENGTH), _BASE).cumprod(dtype=np.uint64)])
+_POWERS_REMAINDERS = _POWERS.astype(np.uint16)
+"""What the polynomial of a run is multiplied by when a string of each length follows."""
+
 _PAD = role_code("pad")
-_RANDOM = np.random.default_rng(20260).integers(1, 1 << 63, 258 + _NUM_RESERVED, np.uint64)
-_BYTES, (_BASE, _ROLE), _RESERVED = _RANDOM[:256], _RANDOM[256:258] * 2 + 1, _RANDOM[258:]
-
-
-@dataclass(frozen=True)
-class Vocabularies:
-    """The strings of two vocabularies.
-
-    symbols   ([V_S], [V_T]) int32 of each id: equal for equal strings, and for those only
-    numbers   [symbols] uint64: a polynomial in _BASE over the string's bytes, modulo 2^64
-    factors   [symbols] uint64: what the number of a string is multiplied by when this one follows
-    """
-
-    symbols: tuple[Symbols, Symbols]
-    numbers: Numbers
-    factors: Numbers
-
-    @functools.cached_property
-    def remainders(self) -> tuple[Remainders, Remainders]:
-        """`numbers` and `factors` modulo 2^16: what differs in these is not equal."""
-        return self.numbers.astype(np.uint16), self.factors.astype(np.uint16)
 
 
 @dataclass(frozen=True)
 class TokenStrings:
     """The strings of the tokens of both sides.
 
-    symbols    [p] int32, of each token, the student's first; negative for roles. Equal for equal strings, and for
-               those only
+    numbers    [p + 1] uint64, of each token, the student's first, and of one that is nameless. Those of unequal
+               strings are equal but once in 2^48
     begins     [2] where the student's and where the teacher's first token is
-    has_roles  whether there are special tokens
     """
 
-    symbols: Symbols
+    numbers: Numbers
     begins: Places
-    has_roles: bool
-    vocabularies: Vocabularies
 
-    def side(self, side: int) -> Symbols:
-        """Symbols of the tokens of one side, and what follows them."""
-        return self.symbols[self.begins[side] :]
+    def side(self, side: int) -> Numbers:
+        """Numbers of the tokens of one side, and what follows them."""
+        return self.numbers[self.begins[side] :]
 
-    def numbers(self, symbols: Symbols) -> Numbers:
-        """Numbers of symbols; those of unequal strings are equal but once in 2^60."""
-        numbers = self.vocabularies.numbers.take(symbols, mode="clip")
-        self._set_roles(symbols, numbers)
-        return numbers
+    def runs(self, starts: Places, count: int, inside: tuple[Places, Places] | None = None) -> Numbers:
+        """[LONGEST_RUN, count, 2, m] the numbers of the runs of each length from each of count places on, from starts
+        [2, m] of the student's and the teacher's tokens on. Those of unequal strings are equal but once in 2^48.
 
-    def factors(self, symbols: Symbols) -> Numbers:
-        """What the number of a run is multiplied by when the symbol follows."""
-        return self.vocabularies.factors.take(symbols, mode="clip")
+        inside   first and last (exclusive) places, [2, m] each; runs that are not between them are equal to none
+        """
+        numbers, lengths = self._from(starts, count, inside)
+        return _runs(numbers & ~_LENGTH, _POWERS.take(lengths))
 
-    def runs_from(self, side: int, places: Places, lengths: Places) -> Numbers:
-        """[m] the number of the run of so many tokens, 1 to LONGEST_RUN, from each place [m] of a side on."""
-        symbols = self.side(side)
-        runs = self.numbers(symbols.take(places))
-        longer = np.arange(len(places))
-        for place in range(1, int(lengths.max(initial=0))):
-            if place > 1:
-                longer = longer[lengths.take(longer) > place]
-            following = symbols.take(places.take(longer) + place)
-            runs[longer] = runs.take(longer) * self.factors(following) + self.numbers(following)
-        return runs
+    def remainders(self, starts: Places, count: int, inside: tuple[Places, Places]) -> Remainders:
+        """`runs` modulo 2^16: what differs in these is not equal."""
+        numbers, lengths = self._from(starts, count, inside)
+        return _runs((numbers >> _BITS).astype(np.uint16), _POWERS_REMAINDERS.take(lengths))
 
-    def runs_to(self, side: int, starts: Places, sizes: Places) -> Numbers:
-        """[LONGEST_RUN, most tokens, m] the numbers of the runs of each length that end with each token of the windows
-        from starts [m] on; those of a nameless token for runs that are not inside."""
-        steps = np.arange(int(sizes.max()))[:, None]
-        symbols = self.side(side).take(starts + steps, mode="clip")
-        symbols[steps >= sizes] = NAMELESS[side]
-        runs = np.full((LONGEST_RUN, *symbols.shape), _RESERVED[NAMELESS[side]])
-        runs[0] = self.numbers(symbols)
-        factors = self.factors(symbols)
-        for place in range(1, min(LONGEST_RUN, len(symbols))):
-            runs[place, place:] = runs[place - 1, place - 1 : -1] * factors[place:] + runs[0, place:]
-        return runs
+    def _from(self, starts: Places, count: int, inside: tuple[Places, Places] | None) -> tuple[Numbers, Places]:
+        """[count + LONGEST_RUN - 1, 2, m] the numbers of the tokens that are in the runs from each place on, and the
+        lengths of their strings."""
+        begins = self.begins[:, None]
+        places = (starts + begins) + np.arange(count + LONGEST_RUN - 1)[:, None, None]
+        numbers = self.numbers.take(places, mode="clip")
+        if inside is not None:
+            first, last = inside
+            outside: Flags = (places < first + begins) | (places >= last + begins)
+            np.copyto(numbers, _NAMELESS[:, None], where=outside)
+        return numbers, (numbers & _LENGTH).view(np.int64)
 
-    def remainders(self, starts: Places, count: int) -> Remainders:
-        """[LONGEST_RUN, count, 2, m] the numbers modulo 2^16 of the runs of each length from each of count places on,
-        from starts [2, m] of the student's and the teacher's tokens on; -MARGIN is the first place."""
-        places = starts + self.begins[:, None] + np.arange(count + LONGEST_RUN - 1)[:, None, None]
-        symbols = self.symbols.take(places, mode="clip")
-        numbers, factors = (table.take(symbols, mode="clip") for table in self.vocabularies.remainders)
-        self._set_roles(symbols, numbers)
-        runs = np.empty((LONGEST_RUN, count, *starts.shape), np.uint16)
-        runs[0] = numbers[:count]
-        for place in range(1, LONGEST_RUN):
-            np.multiply(runs[place - 1], factors[place : place + count], out=runs[place])
-            runs[place] += numbers[place : place + count]
-        return runs
 
-    def _set_roles(self, symbols: Symbols, numbers: NDArray[Any]) -> None:
-        """Sets the numbers of roles, which no string is likely to have."""
-        if self.has_roles:
-            roles = (symbols < 0).nonzero()
-            numbers[roles] = (symbols[roles].astype(np.uint64) * _ROLE).astype(numbers.dtype)
+def _runs(numbers: NDArray[Any], factors: NDArray[Any]) -> NDArray[Any]:
+    """[LONGEST_RUN, c - LONGEST_RUN + 1, ...] the polynomials of runs from those of their tokens [c, ...]."""
+    count = len(numbers) - LONGEST_RUN + 1
+    runs = np.empty((LONGEST_RUN, count, *numbers.shape[1:]), numbers.dtype)
+    runs[0] = numbers[:count]
+    for place in range(1, LONGEST_RUN):
+        np.multiply(runs[place - 1], factors[place : place + count], out=runs[place])
+        runs[place] += numbers[place : place + count]
+    return runs
 
 
 def token_strings(encodings: tuple[Encoding, Encoding], tokenizers: tuple[Tokenizer, Tokenizer]) -> TokenStrings:
     """The strings of a student's and a teacher's tokens: their bytes in the vocabulary, or their role."""
-    vocabularies = _vocabularies(*tokenizers)
-    begins = (MARGIN, 2 * MARGIN + len(encodings[0]))
-    symbols = np.empty(3 * MARGIN + sum(map(len, encodings)), np.int32)
-    for place, beside in zip((0, begins[1] - MARGIN, len(symbols) - MARGIN), _BESIDE, strict=True):
-        symbols[place : place + MARGIN] = beside
-    for begin, encoding, of_ids, nameless in zip(begins, encodings, vocabularies.symbols, NAMELESS, strict=True):
-        symbols[begin : begin + len(encoding)] = of_ids.take(encoding.ids)
+    begins = (0, len(encodings[0]))
+    numbers = np.full(sum(map(len, encodings)) + 1, _NAMELESS[0])
+    for begin, encoding, tokenizer, nameless in zip(begins, encodings, tokenizers, _NAMELESS, strict=True):
+        numbers[begin : begin + len(encoding)] = _vocabulary(tokenizer, nameless).take(encoding.ids)
         if encoding.roles is not None:
             special = encoding.roles.nonzero()[0]
             roles = encoding.roles[special]
-            symbols[begin + special] = np.where(roles == _PAD, nameless, (roles | (1 << 31)).view(np.int32))
-    has_roles = any(encoding.roles is not None for encoding in encodings)
-    return TokenStrings(symbols, np.array(begins), has_roles, vocabularies)
+            numbers[begin + special] = np.where(roles == _PAD, nameless, roles * _ROLE << _BITS)
+    return TokenStrings(numbers, np.array(begins))
 
 
-@functools.lru_cache(maxsize=4)
-def _vocabularies(student: Tokenizer, teacher: Tokenizer) -> Vocabularies:
-    strings: dict[bytes, int] = {}
-    symbols: list[Symbols] = []
-    for tokenizer, nameless in zip((student, teacher), NAMELESS, strict=True):
-        pieces = map(tokenizer.token_bytes, range(tokenizer.vocab_size))
-        own = [strings.setdefault(piece, _NUM_RESERVED + len(strings)) if piece else nameless for piece in pieces]
-        symbols.append(np.array(own, np.int32))
-    numbers, factors = _polynomials(list(strings))
-    numbers = np.concatenate([_RESERVED, numbers])
-    factors = np.concatenate([np.full(_NUM_RESERVED, _ROLE), factors])
-    return Vocabularies((symbols[0], symbols[1]), numbers, factors)
-
-
-def _polynomials(pieces: list[bytes]) -> tuple[Numbers, Numbers]:
-    """The number of each string, none of them empty, and what a number is multiplied by when the string follows."""
+@functools.lru_cache(maxsize=8)
+def _vocabulary(tokenizer: Tokenizer, nameless: np.uint64) -> Numbers:
+    """[vocab_size] the number of each id; ids without bytes are nameless."""
+    pieces = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)]
     lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
     values = _BYTES[np.frombuffer(b"".join(pieces), np.uint8)]
     starts = lengths.cumsum() - lengths
-    numbers = np.zeros(len(pieces), np.uint64)
+    polynomials = np.zeros(len(pieces), np.uint64)
     for place in range(int(lengths.max(initial=0))):
         longer = (lengths > place).nonzero()[0]
-        numbers[longer] = numbers[longer] * _BASE + values[starts[longer] + place]
-    powers = np.full(int(lengths.max(initial=0)) + 1, _BASE).cumprod(dtype=np.uint64)
-    return numbers, powers[lengths - 1]
+        polynomials[longer] = polynomials[longer] * _BASE + values[starts[longer] + place]
+    numbers = (polynomials << _BITS) + np.minimum(lengths, int(_LENGTH)).astype(np.uint64)
+    return np.where(lengths == 0, nameless, numbers)
