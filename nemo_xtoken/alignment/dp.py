@@ -113,12 +113,17 @@ def _paired(nodes: Indices, sizes: Indices, longer: Indices, strings: TokenStrin
     paired: Flags = of_student == of_teacher
     paired[longer] = False
     tokens = sizes.take(longer, axis=1)
-    stretches = longer[(tokens.min(axis=0) == 1) & (tokens.max(axis=0) <= LONGEST_RUN)]
+    stretches = longer[(np.minimum(*tokens) == 1) & (np.maximum(*tokens) <= LONGEST_RUN)]
     lengths = sizes.take(stretches, axis=1) - 1
     runs = strings.runs(nodes.take(stretches, axis=1), 1)[:, 0]
     of_student, of_teacher = (runs[lengths[side], side, np.arange(len(stretches))] for side in (0, 1))
     paired[stretches] = of_student == of_teacher
     return paired
+
+
+def _is_short(nodes: Indices) -> bool:
+    """Whether the whole text is one window."""
+    return int(nodes[0, -1]) + int(nodes[1, -1]) <= LONGEST_WINDOW
 
 
 def _opened(nodes: Indices, sizes: Indices, longer: Indices, paired: Flags, strings: TokenStrings) -> Indices:
@@ -129,7 +134,7 @@ def _opened(nodes: Indices, sizes: Indices, longer: Indices, paired: Flags, stri
     one is near, nor of a run with it, nor a run that is its equal.
     """
     others = (~paired).nonzero()[0]
-    if nodes[:, -1].sum() > LONGEST_WINDOW:
+    if not _is_short(nodes):
         return np.repeat(others, count_open(nodes, sizes, others, strings))
     runs = longer[paired[longer]]
     counts = (
@@ -149,7 +154,7 @@ def _windows(
     are as far as in the exact alignment. A path that takes a closed token otherwise has strings of different length
     equal there, and one that takes a single open token otherwise is not as far on both sides after it.
     """
-    edges = _edges(opened, nodes.shape[1] - 1, is_short=nodes[:, -1].sum() <= LONGEST_WINDOW)
+    edges = _edges(opened, nodes.shape[1] - 1, is_short=_is_short(nodes))
     windows = nodes.take(edges, axis=1).transpose(2, 0, 1).reshape(-1, 4)
     whole = np.ones(len(windows), np.bool_)
     fits = (windows[:, 1::2] - windows[:, ::2]).sum(axis=1) <= LONGEST_WINDOW

@@ -28,11 +28,13 @@ def count_open(nodes: Indices, sizes: Indices, stretches: Indices, strings: Toke
     stretches   [m]
     """
     numbers = sizes.take(stretches, axis=1)
-    largest: Indices = numbers.max(axis=0, initial=0)
+    largest: Indices = np.maximum(*numbers)
+    tested = (largest <= LONGEST_TESTED).nonzero()[0]
+    if len(tested) > _BLOCK:
+        tested = tested[largest[tested].argsort(kind="stable")]
     counts = np.full(len(stretches), 2)
-    order = largest.argsort(kind="stable")[: np.count_nonzero(largest <= LONGEST_TESTED)]
-    for begin in range(0, len(order), _BLOCK):
-        block = order[begin : begin + _BLOCK]
+    for begin in range(0, len(tested), _BLOCK):
+        block = tested[begin : begin + _BLOCK]
         counts[block] = _count_block(nodes, numbers.take(block, axis=1), stretches[block], strings)
     return counts
 

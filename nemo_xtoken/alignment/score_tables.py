@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from nemo_xtoken.alignment.token_strings import LONGEST_RUN, Flags, Numbers, TokenStrings
@@ -88,8 +87,12 @@ def _fill(strings: TokenStrings, windows: Indices) -> tuple[NDArray[np.int16], N
     table = np.zeros((rows + LONGEST_RUN, columns + LONGEST_RUN, len(windows)), np.int16)
     by_row, by_column, by_window = table.strides
     shape = columns, len(windows)
-    after_row = as_strided(table[1:], (rows, len(across), *shape), (by_row, by_column, by_column, by_window))
-    after_column = as_strided(table[2:, 1:], (rows, len(down), *shape), (by_row, by_row, by_column, by_window))
+    after_row = np.ndarray(
+        (rows, len(across), *shape), np.int16, table, by_row, (by_row, by_column, by_column, by_window)
+    )
+    after_column = np.ndarray(
+        (rows, len(down), *shape), np.int16, table, 2 * by_row + by_column, (by_row, by_row, by_column, by_window)
+    )
     best = np.empty((rows, *shape), np.int16)
     found = np.empty((len(across) + len(down), *shape), np.int16)
     found_across, found_down = found[: len(across)], found[len(across) :]

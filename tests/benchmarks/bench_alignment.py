@@ -117,27 +117,30 @@ def with_edges(text: Encoding) -> Encoding:
 
 
 def dp_and_exact(pair: str, student: Tokenizer, teacher: Tokenizer, repeats: int) -> Iterator[Row]:
-    """The paper's aligner beside the exact one, on prose of two lengths."""
+    """The paper's aligner beside the exact one, on 400,000 characters of prose: in 20 parts of some 4,500 tokens, and
+    at once."""
     for characters in (20_000, 400_000):
-        sides = student.encode(TEXT[:characters]), teacher.encode(TEXT[:characters])
+        parts = [TEXT[start : start + characters] for start in range(0, 400_000, characters)]
+        pairs = [(student.encode(part), teacher.encode(part)) for part in parts]
         exact_s, dp_s = (
             min(times)
             for times in zip(
                 *(
                     (
-                        seconds(lambda sides=sides: align(*sides), 1),
-                        seconds(lambda sides=sides: align_dp(*sides, student, teacher), 1),
+                        seconds(lambda pairs=pairs: [align(*sides) for sides in pairs], 1),
+                        seconds(lambda pairs=pairs: [align_dp(*sides, student, teacher) for sides in pairs], 1),
                     )
                     for _ in range(repeats)
                 ),
                 strict=True,
             )
         )
+        tokens = sum(len(sides[0]) for sides in pairs)
         yield {
             "pair": pair,
-            "tokens": len(sides[0]),
-            "exact_M_tokens_s": million(len(sides[0]), exact_s),
-            "dp_M_tokens_s": million(len(sides[0]), dp_s),
+            "tokens": tokens // len(pairs),
+            "exact_M_tokens_s": million(tokens, exact_s),
+            "dp_M_tokens_s": million(tokens, dp_s),
             "times": round(dp_s / exact_s, 1),
         }
 
