@@ -77,6 +77,8 @@ def make(folder: Path, kind: str, size: int, tokenizer: Path) -> Path:
         for name, weight in model.named_parameters():
             if "norm" in name:
                 weight += 0.3 * torch.randn_like(weight)
+        # transformers fills the padding's row with zeros, and it is the first token of these documents.
+        model.get_input_embeddings().weight[0] = 0.1 * torch.randn(SHAPE["hidden_size"])
     model.save_pretrained(folder)
     for path in tokenizer.glob("*token*"):
         shutil.copy(path, folder)

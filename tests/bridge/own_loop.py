@@ -70,12 +70,19 @@ def run_config(
 
 
 def curve(
-    folder: Path, steps: int, teachers: Sequence[BridgeTeacher], student: ModelConfig = STUDENT
+    folder: Path,
+    steps: int,
+    teachers: Sequence[BridgeTeacher],
+    student: ModelConfig = STUDENT,
+    family: str | None = None,
 ) -> list[dict[str, float]]:
-    """The lines of metrics of a training on this one rank. What is learnt of W is written to `folder`."""
+    """The lines of metrics of a training on this one rank. What is learnt of W is written to `folder`.
+
+    family  a student that is not of the loop's models: Bridge's own model of `folder / family`, trained by the loop
+    """
     config = run_config(folder, steps, teachers, student)
     layout = layouts.start(ParallelConfig(), "cpu", seed=1)
-    training = set_up(config, layout, folder, teachers)
+    training = set_up(config, layout, folder, teachers, family)
     batches = training.batches()
     lines = [train_loop.train_step(training, step, next(batches)) for step in range(1, steps + 1)]
     for projection in training.objective.learnt_projections:
@@ -83,12 +90,17 @@ def curve(
     return lines
 
 
-def set_up(config: RunConfig, layout: Layout, folder: Path, teachers: Sequence[BridgeTeacher]) -> Training:
+def set_up(
+    config: RunConfig, layout: Layout, folder: Path, teachers: Sequence[BridgeTeacher], family: str | None = None
+) -> Training:
     """The loop's own parts around the imported models."""
     manifest = PreparedData.open(config.data.path).manifest
     ids = HeadIds(manifest.student.vocab_size, manifest.student.fingerprint)
-    (student,) = build_student(config, layout, ids.size)
-    student.load_state_dict(imported(folder / "llama", layout).state_dict())
+    if family is None:
+        (student,) = build_student(config, layout, ids.size)
+        student.load_state_dict(imported(folder / "llama", layout).state_dict())
+    else:
+        student = tap_head(imported(folder / family, layout))
     head = head_weight(student)
     colocated = tuple(_teacher(teacher, head, layout) for teacher in teachers)
     models = [wrap_data_parallel(student, config)]
@@ -122,6 +134,7 @@ def imported(path: Path, layout: Layout) -> GPTModel:
     provider = provider_from(str(path))
     provider.params_dtype, provider.bf16, provider.fp16 = torch.float32, False, False
     provider.attention_backend = AttnBackend.auto
+    provider.calculate_per_token_loss = True
     adapt(provider, layout.device)
     provider.finalize()
     (model,) = provider.provide_distributed_model(

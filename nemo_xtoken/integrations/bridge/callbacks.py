@@ -37,12 +37,14 @@ class BalanceCallback(Callback):
             balance.update(means["kd"], means["ce"] or 0.0)
 
     def on_train_step_end(self, context: CallbackContext) -> None:
-        """Take in the step's means, and step W. Raises XTokenError where the loss is not a number any more."""
+        """Take in the step's means, and step W. Raises XTokenError where loss or gradient is not a number any more."""
         losses = {name: float(value) for name, value in (context.loss_dict or {}).items()}
         losses = self._of_last_stage(losses)
-        if not math.isfinite(losses["loss"]):
-            number = context.state.train_state.step + 1
-            raise XTokenError(f"the loss is {losses['loss']} at step {number}; lower optimizer.lr or warm up longer")
+        # Where the scale of fp16's loss was too large Bridge skips the step and has no norm.
+        for name, value in (("loss", losses["loss"]), ("gradient's norm", context.grad_norm)):
+            if value is not None and not math.isfinite(value):
+                number = context.state.train_state.step + 1
+                raise XTokenError(f"the {name} is {value} at step {number}; lower optimizer.lr or warm up longer")
         teachers = self.step.config.teachers
         if not teachers:
             return

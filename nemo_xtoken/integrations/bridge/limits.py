@@ -1,11 +1,8 @@
 """What distillation inside Bridge does not do, each refused with its reason before anything is built."""
 
-# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from typing import Any
-
-from megatron.bridge.models.gemma.gemma3_provider import Gemma3ModelProvider
 
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.bridge.config import DistillationContainer
@@ -15,10 +12,6 @@ from nemo_xtoken.integrations.bridge.precision import precision_of
 GEMMA2 = (
     "Bridge's attention for it puts a window in the place of the mask of packed documents, in every second layer; take "
     "Gemma"
-)
-GEMMA3 = (
-    "in training on the CPU its gradient is infinite from the first step on, for a reason that is not known yet; it "
-    "can be a teacher, take Gemma as student"
 )
 WINDOW = "keys are gathered from all ranks, and nothing keeps a token from those outside its window; set it to 1"
 
@@ -92,7 +85,6 @@ def _limits(config: DistillationContainer) -> list[tuple[bool, str, str]]:
             "a student of Gemma 2's architecture",
             GEMMA2,
         ),
-        (isinstance(model, Gemma3ModelProvider), "a student of Gemma 3's architecture", GEMMA3),
         (has_window_over_ranks(model), "attention in a window (model.window_size) with context parallelism", WINDOW),
         (
             model.cuda_graph_impl != "none",

@@ -1,8 +1,11 @@
 """What a config has to say for distillation to be right, whatever it said before."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from typing import Any
+
+from megatron.bridge.models.gemma.gemma3_provider import Gemma3ModelProvider
 
 from nemo_xtoken.config import ParallelConfig
 from nemo_xtoken.data.padding import length_step, rounded_up, token_multiple
@@ -30,6 +33,10 @@ def settle(config: DistillationContainer) -> None:
     # An import switches it off, and megatron-core then does not mark the weights as cut over tp: of each only the first
     # rank's part would count in the gradient's norm, and so in clipping.
     model.perform_initialization = True
+    if isinstance(model, Gemma3ModelProvider):
+        # Bridge leaves it out, though the layers have norms of queries and keys: megatron-core would not add up their
+        # gradients over tp, and the norms of the ranks would part.
+        model.qk_layernorm = True
     data.length_steps = length_steps(config)
     model.seq_length = rounded_up(data.data.student_sequence_length, data.length_steps[0])
     data.teachers = tuple(TeacherInData(teacher.name, teacher.prepared_as) for teacher in config.teachers)

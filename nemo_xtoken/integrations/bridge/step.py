@@ -23,7 +23,7 @@ from nemo_xtoken.integrations.bridge.config import DistillationContainer
 from nemo_xtoken.integrations.bridge.going_on import check_goes_on
 from nemo_xtoken.integrations.bridge.placement import layout_of
 from nemo_xtoken.integrations.bridge.settings import check_vocabulary, settle
-from nemo_xtoken.integrations.bridge.student import keep_in_checkpoint
+from nemo_xtoken.integrations.bridge.student import check_first_token, keep_in_checkpoint
 from nemo_xtoken.integrations.bridge.teacher import build_teachers
 from nemo_xtoken.integrations.megatron.balance import Balance
 from nemo_xtoken.integrations.megatron.context_parallel import model_inputs
@@ -122,6 +122,7 @@ class DistillationStep:
         config = self.config
         self.layout = layout_of(config)
         (student,) = models
+        check_first_token(student, config.dataset.manifest().student.bos_id, self.layout.device)
         tap_head(student).to(self.layout.device)
         head = head_weight(student) if self.layout.is_last_stage else None
         teachers = build_teachers(config, self.layout, head)

@@ -1,4 +1,4 @@
-"""What the student's checkpoints have besides the student: the balance of the losses, and each W that is trained."""
+"""The student of a distillation: what its embedding must have, and what its checkpoints have besides it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
+from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.megatron.balance import Balance
 from nemo_xtoken.integrations.megatron.learnt_projection import LearntProjection
 
@@ -80,3 +82,28 @@ def keep_in_checkpoint(model: GPTModel, balance: Balance, projections: Sequence[
         model.add_module(BALANCE_MODULE, BalanceInCheckpoint(balance))
     if projections:
         model.add_module(PROJECTIONS_MODULE, ProjectionsInCheckpoint(projections))
+
+
+def check_first_token(model: GPTModel, bos_id: int | None, device: torch.device) -> None:
+    """Raises ConfigError, on every rank, where the embedding of the token that starts documents is all zeros.
+
+    An RMS norm multiplies the gradient of zeros by 1 / sqrt(layernorm_epsilon), a thousand, and each norm of each layer
+    does it again: the token sees itself alone, so attention and MLP give zeros as well. Every rank must call it.
+    """
+    zeros = torch.tensor([float(_is_zero(model, bos_id))], device=device)
+    dist.all_reduce(zeros, op=dist.ReduceOp.MAX)
+    if zeros.item():
+        raise ConfigError(
+            f"expected an embedding for token {bos_id}, which starts documents, got one of zeros: its gradient grows "
+            "with each norm until it is infinite; give that row numbers (transformers fills the row of pad_token_id "
+            "with zeros in a new model and does not train it: let the padding be another token, or none)"
+        )
+
+
+def _is_zero(model: GPTModel, bos_id: int | None) -> bool:
+    """Whether this rank has that row [h], and no position is added to it."""
+    if bos_id is None or not model.pre_process or model.position_embedding_type == "learned_absolute":
+        return False
+    rows: Any = model.embedding.word_embeddings
+    is_here = rows.vocab_start_index <= bos_id < rows.vocab_end_index
+    return is_here and not bool(rows.weight[bos_id - rows.vocab_start_index].any())
