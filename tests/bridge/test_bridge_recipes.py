@@ -382,10 +382,12 @@ def test_the_parts_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "expected key=value" in capsys.readouterr().err
 
 
-def test_a_release_whose_exports_are_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_release_whose_exports_were_not_tested_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     versions.check_export()
     monkeypatch.setattr(versions, "version", lambda name: "0.6.2")
-    with pytest.raises(UnavailableError, match=r"tested with Megatron-Bridge 0\.3\.1 only, and 0\.6\.2 is installed"):
+    versions.check_export()
+    monkeypatch.setattr(versions, "version", lambda name: "0.7.0")
+    with pytest.raises(UnavailableError, match=r"tested with Megatron-Bridge 0\.3\.1 and 0\.6\.2 only, and 0\.7\.0 is"):
         versions.check_export()
 
 

@@ -100,6 +100,14 @@ def test_the_device_layer_answers_for_cuda_and_is_installed_once() -> None:
     assert parameter.type(torch.float64).dtype == torch.float64
 
 
+def test_a_device_context_still_redirects_torchs_factories() -> None:
+    """In a process of its own, where nothing has used such a context before the layer."""
+    command = "from nemo_xtoken.integrations.megatron import cpu_device; import torch; cpu_device.install()\n"
+    command += "with torch.device('meta'): print(torch.arange(3).device, torch.zeros(2).device)"
+    answer = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert answer.stdout == "meta meta\n"
+
+
 def test_the_device_layer_has_to_come_before_megatron(monkeypatch: pytest.MonkeyPatch) -> None:
     import megatron.core  # noqa: F401
 

@@ -91,6 +91,9 @@ def install(after_import: bool = False) -> None:
         raise UnavailableError("device: cpu must be chosen before megatron.core is imported; start a new process")
     _answer_device_questions()
     _drop_streams()
+    # torch lists the factories that `with torch.device(...)` redirects when it is first needed; they must be its own.
+    with torch.device("meta"):
+        torch.empty(0)
     for name in FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     torch.Tensor.cuda = _stay  # type: ignore[method-assign, assignment]
