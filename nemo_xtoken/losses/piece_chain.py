@@ -102,9 +102,9 @@ def chain_sum(
     if len(steps.nodes) == 0:
         return token_logits.new_zeros(())
     layout = _Layout.of(steps, tree)
-    scale = 1 / config.temperature
     entries, flat_bins = _token_entries(token_logits, steps, tree, layout)
-    entries, piece_logits = entries * scale, piece_logits * scale
+    if config.temperature != 1:
+        entries, piece_logits = entries / config.temperature, piece_logits / config.temperature
     columns = _piece_bins(piece_logits, tree, layout)
     ends = tree.bin_is_end[layout.bins[layout.first]]
     local = torch.stack([

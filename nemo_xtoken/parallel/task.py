@@ -142,7 +142,7 @@ class Task:
             teacher_width=teacher_width,
             item_bytes=item_bytes,
             low_bytes=head.element_size() if head.element_size() < item_bytes else 0,
-            student_tile=(5 if self.chain is None else 9) if projects else 12,
+            student_tile=(5 if self.chain is None else 11) if projects else 12,
             teacher_tile=12 if self.chain is None else 13,
         )
 

@@ -50,7 +50,12 @@ LOGITS_LOSSES: dict[str, tuple[Any, LossConfig]] = {
     "gold": (losses.gold, LossConfig()),
     "uld": (losses.uld, LossConfig()),
 }
-HIDDEN_CONFIGS = {"p_kl, all columns": LossConfig(), "p_kl, top 8192": TOP_K, "h_kl": LossConfig(mode="h_kl")}
+HIDDEN_CONFIGS = {
+    "p_kl, all columns": LossConfig(),
+    "p_kl, top 8192": TOP_K,
+    "p_kl, chain": LossConfig(merge="first", chain=True),
+    "h_kl": LossConfig(mode="h_kl"),
+}
 HEADLINES = {
     "p_kl_over_floor": ("logits", "p_kl, top 8192", "over_floor"),
     "h_kl_over_floor": ("logits", "h_kl", "over_floor"),
