@@ -43,7 +43,8 @@ def one_process(folder: Path) -> Lines:
 
     def on_rank() -> Lines:
         save = folder / "one_process"
-        overrides = keys(folder, f"train.train_iters={STEPS}", f"checkpoint.save={save}", f"checkpoint.load={save}")
+        paths = (f"{key}={save}" for key in ("checkpoint.save", "checkpoint.load", "logger.tensorboard_dir"))
+        overrides = keys(folder, f"train.train_iters={STEPS}", *paths)
         return tiny.distil(run.configured("tiny_cpu", overrides))
 
     return run_ranks(1, on_rank, timeout=150)[0]

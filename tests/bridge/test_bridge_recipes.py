@@ -173,6 +173,9 @@ def test_an_fp8_student_has_a_bf16_teacher(name: str, precision: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"train.micro_batch_size": 0}, "train.micro_batch_size: expected a number of at least 1, got 0"),
+        ({"train.train_iters": -3}, "train.train_iters: expected a number of at least 1, got -3"),
+        ({"model.tensor_model_parallel_size": 0}, "model.tensor_model_parallel_size: expected a number of at least 1"),
         ({"train.global_batch_size": 766}, "train.global_batch_size, 766, is not divisible"),
         ({"model.tensor_model_parallel_size": 3}, "the number of ranks, 32, is not divisible"),
         (
@@ -232,6 +235,9 @@ def test_overrides_are_bridges_and_ours() -> None:
         ("teachers.0.loss.mode=gold teachers.0.learn_projection=true", "learn_projection needs loss.mode p_kl"),
         ("balance.mode=often", "balance.mode: expected one of dynamic, micro_batch, fixed"),
         ("train.train_iter=5", "train_iter"),
+        ("train.train_iters=many", "train.train_iters: expected int, such as 30000, got 'many'"),
+        ("optimizer.lr=fast", "optimizer.lr: expected float, such as 5e-05, got 'fast'"),
+        ("model.tensor_model_parallel_size=1.5", "model.tensor_model_parallel_size: expected int, such as 2, got 1.5"),
         ("teachers.1.weight=2", "there is no place"),
     ],
 )

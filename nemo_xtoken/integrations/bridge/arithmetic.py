@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nemo_xtoken.errors import require
 from nemo_xtoken.integrations.bridge.config import DistillationContainer
 from nemo_xtoken.integrations.megatron.arithmetic import check_model, even
 
@@ -13,6 +14,11 @@ def check_layout(config: DistillationContainer, world_size: int) -> int:
     teachers whose shapes are known without a download.
     """
     student, train = config.model, config.train
+    for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"):
+        _positive(f"model.{name}", getattr(student, name))
+    for name in ("micro_batch_size", "global_batch_size", "train_iters"):
+        _positive(f"train.{name}", getattr(train, name))
+    _positive("the number of ranks", world_size)
     ranks = student.tensor_model_parallel_size * student.pipeline_model_parallel_size * student.context_parallel_size
     even("the number of ranks", world_size, "tensor x pipeline x context parallel size", ranks)
     dp_size = world_size // ranks
@@ -28,3 +34,8 @@ def check_layout(config: DistillationContainer, world_size: int) -> int:
             length = data.teacher_length(teacher.prepared_as or teacher.name)
             check_model(f"teacher {teacher.name!r}", teacher.provider, length, student)
     return dp_size
+
+
+def _positive(name: str, value: int | None) -> None:
+    """A value that is not said is Bridge's to find."""
+    require(value is None or value >= 1, f"{name}: expected a number of at least 1, got {value}")

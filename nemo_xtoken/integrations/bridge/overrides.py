@@ -50,6 +50,8 @@ def override(config: DistillationContainer, overrides: Sequence[str]) -> Distill
     """
     names = {field.name for field in dataclasses.fields(OurKeys)}
     ours = [text for text in overrides if text.partition("=")[0].split(".")[0] in names]
+    bridges = [text for text in overrides if text not in ours]
+    before = {key: _value_at(config, key) for key in (text.partition("=")[0] for text in bridges)}
     dataset: Any = config.dataset
     tree = OmegaConf.create(to_dict(keys_of(config)))
     for text in ours:
@@ -59,12 +61,29 @@ def override(config: DistillationContainer, overrides: Sequence[str]) -> Distill
     # Frozen, so Bridge must not find them: it sets every field, changed or not.
     dataset.data, dataset.teachers, config.teachers, config.balance = None, (), (), cast("BalanceConfig", None)
     try:
-        process_config_with_overrides(config, cli_overrides=[text for text in overrides if text not in ours])
+        process_config_with_overrides(config, cli_overrides=bridges)
     except OverridesError as error:
         raise ConfigError(str(error).partition("\n")[0]) from error
     finally:
         dataset.data, config.teachers, config.balance = keys.data, teachers, keys.balance
+    for key, old in before.items():
+        _check_kind(key, old, _value_at(config, key))
     return config
+
+
+def _value_at(config: Any, key: str) -> Any:
+    """The value under a dotted key, None where there is none."""
+    for name in key.lstrip("+~").split("."):
+        config = getattr(config, name, None)
+    return config
+
+
+def _check_kind(key: str, old: Any, new: Any) -> None:
+    """Bridge takes any value for any key. Raises ConfigError where a number or a switch has become something else."""
+    kinds: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float)}
+    allowed = kinds.get(type(old))
+    if allowed is not None and new is not None and type(new) not in allowed:
+        raise ConfigError(f"{key}: expected {type(old).__name__}, such as {old}, got {new!r}")
 
 
 def keys_of(config: DistillationContainer) -> OurKeys:
