@@ -39,7 +39,7 @@ def prepare(
         typer.Argument(
             metavar="INPUT...",
             help="Files (.txt, .jsonl, either with .gz; .parquet; Megatron's .bin with .idx), folders of text files "
-            "and tables, Hugging Face datasets on disk, or on the hub: hf:OWNER/NAME[@REVISION][/FOLDER].",
+            "and tables, Hugging Face datasets on disk, or on the hub: hf:OWNER/NAME\\[@REVISION]\\[/FOLDER].",
         ),
     ],
     student: StudentSpec,

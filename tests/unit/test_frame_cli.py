@@ -4,9 +4,11 @@ import base64
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import nemo_xtoken
@@ -43,6 +45,24 @@ def test_version_and_help() -> None:
     help_page = CliRunner().invoke(app, ["--help"]).stdout
     for command in ("align", "projection", "data", "train", "evaluate", "export", "report", "doctor"):
         assert command in help_page
+
+
+def commands(command: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of every command and group of commands."""
+    yield path
+    for name, each in getattr(command, "commands", {}).items():
+        yield from commands(each, (*path, name))
+
+
+@pytest.mark.parametrize("command", commands(get_command(app)), ids=" ".join)
+def test_every_command_has_a_page_of_help(command: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, [*command, "--help"])
+    assert result.exit_code == 0, result.exception
+
+
+def test_brackets_of_a_help_page_are_not_taken_for_markup() -> None:
+    page = CliRunner().invoke(app, ["data", "prepare", "--help"]).stdout
+    assert "hf:OWNER/NAME[@REVISION][/FOLDER]" in "".join(page.replace("│", "").split())
 
 
 def test_help_starts_without_torch() -> None:
