@@ -25,7 +25,7 @@ class CharacterMap:
     def __init__(self, normalize: Callable[[str], str]) -> None:
         self._normalize = normalize
         self._kinds: NDArray[np.uint8] = np.zeros(sys.maxunicode + 1, np.uint8)
-        self._kinds[ord(SPACE)] = _SAME
+        self._kinds[:0x80] = self._kinds[ord(SPACE)] = _SAME
         self._replacements: dict[int, str] = {}
 
     def normalized(self, text: str) -> Normalized:
@@ -34,14 +34,12 @@ class CharacterMap:
         if text.isascii():
             return original
         codes = code_points(text)
-        places = (codes > 0x7F).nonzero()[0]
-        beyond = codes[places]
-        kinds = self._kinds[beyond]
+        kinds = self._kinds.take(codes)
         if not kinds.all():
-            for code in set(beyond[kinds == _UNKNOWN].tolist()):
+            for code in set(codes[kinds == _UNKNOWN].tolist()):
                 self._ask(code)
-            kinds = self._kinds[beyond]
-        replaced = places[kinds == _REPLACED].tolist()
+            kinds = self._kinds.take(codes)
+        replaced = (kinds == _REPLACED).nonzero()[0].tolist()
         return self._replace(text, replaced, original.size) if replaced else original
 
     def _ask(self, code: int) -> None:

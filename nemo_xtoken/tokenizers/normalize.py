@@ -7,6 +7,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,31 +19,67 @@ _JOINING, _REPLACED = 1, 2
 
 
 @dataclass(frozen=True)
+class Edits:
+    """Runs that a tokenizer replaced, in order: [e] int64 each.
+
+    begins, ends  bytes of the normalised text that stand in place of the run
+    lost          bytes by which the run was longer in the original; below 0 where it was shorter
+    """
+
+    begins: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    lost: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Normalized:
     """A text as the tokenizer sees it.
 
-    text     the normalised text
-    size     bytes of the original
-    origin   [bytes of text + 1] int64, the byte of the original where each byte of the text begins. None: the same
-    certain  [bytes of text + 1] bool, False inside of what can't be divided in the original, where origin says nothing
+    text   the normalised text
+    size   bytes of the original
+    edits  where the two differ. None: nowhere
     """
 
     text: str
     size: int
-    origin: NDArray[np.int64] | None = None
-    certain: NDArray[np.bool_] | None = None
+    edits: Edits | None = None
+
+    @cached_property
+    def origin(self) -> NDArray[np.int64] | None:
+        """[bytes of text + 1] the byte of the original where each byte of the text begins. None: the same"""
+        return None if self.edits is None else self._in_original(self._bounds())[0]
+
+    @cached_property
+    def certain(self) -> NDArray[np.bool_] | None:
+        """[bytes of text + 1] False inside of what can't be divided in the original, where origin says nothing"""
+        return None if self.edits is None else self._in_original(self._bounds())[1]
+
+    def _bounds(self) -> NDArray[np.int64]:
+        return np.arange(len(self.text.encode()) + 1)
+
+    def _in_original(self, bounds: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """[n] places of `text`, in order, as places of the original, and whether each is certain."""
+        certain = np.ones(len(bounds), np.bool_)
+        if self.edits is None:
+            return bounds, certain
+        shift = np.zeros(len(bounds) + 1, np.int64)
+        after = np.searchsorted(bounds, self.edits.ends)
+        np.add.at(shift, after, self.edits.lost)
+        inside = np.searchsorted(bounds, self.edits.begins, side="right")
+        for first, last in zip(inside[inside < after].tolist(), after[inside < after].tolist(), strict=True):
+            certain[first:last] = False
+        return bounds + shift[:-1].cumsum(), certain
 
     def tokens(self, ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> Encoding:
         """Tokens whose bytes follow each other in `text`, with spans in the original. lengths: [n] bytes of each."""
-        bounds = np.zeros(len(lengths) + 1, np.int64)
-        np.cumsum(lengths, out=bounds[1:])
-        if self.origin is None or self.certain is None:
-            return Encoding(ids, bounds[:-1], bounds[1:])
-        return settle(ids, self.origin[bounds[1:]], self.certain[bounds[1:]], self.size)
+        ends = lengths.cumsum()
+        if self.edits is None:
+            return Encoding(ids, ends - lengths, ends)
+        return settle(ids, *self._in_original(ends), self.size)
 
     def in_original(self, tokens: Encoding) -> Encoding:
         """Tokens with spans in `text`, which they tile, as tokens with spans in the original."""
-        return tokens if self.origin is None else self.tokens(tokens.ids, tokens.ends - tokens.starts)
+        return tokens if self.edits is None else settle(tokens.ids, *self._in_original(tokens.ends), self.size)
 
 
 def unchanged(text: str) -> Normalized:
@@ -90,13 +127,8 @@ def _composing_runs(text: str) -> Iterable[tuple[int, int]]:
 
 def from_edits(text: str, size: int, edits: list[tuple[int, int, int]]) -> Normalized:
     """A normalised text from where each changed run begins and ends in it, and how many bytes the run lost."""
-    num_bytes = len(text.encode())
-    shift = np.zeros(num_bytes + 1, np.int64)
-    certain = np.ones(num_bytes + 1, np.bool_)
-    for begin, end, lost in edits:
-        shift[end] += lost
-        certain[begin + 1 : end] = False
-    return Normalized(text, size, np.arange(num_bytes + 1) + np.cumsum(shift), certain)
+    begins, ends, lost = np.array(edits, np.int64).reshape(-1, 3).T
+    return Normalized(text, size, Edits(begins, ends, lost))
 
 
 @functools.cache
@@ -122,8 +154,27 @@ def _second_starters() -> set[str]:
     return hangul | {char for char in seconds if not unicodedata.combining(char)}
 
 
-def from_offsets(original: str, text: str, offsets: Sequence[int], num_inserted: int) -> Normalized:
-    """A normalised text from the library's own offsets.
+@dataclass(frozen=True)
+class Places:
+    """Where the bytes of a normalised text come from.
+
+    size     bytes of the original
+    origin   [bytes of the text + 1] int64, the byte of the original where each byte of the text begins
+    certain  [bytes of the text + 1] bool, False inside of what can't be divided, where origin says nothing
+    """
+
+    size: int
+    origin: NDArray[np.int64]
+    certain: NDArray[np.bool_]
+
+    def tokens(self, ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> Encoding:
+        """Tokens whose bytes follow each other in the text, with spans in the original. lengths: [n] bytes of each."""
+        ends = lengths.cumsum()
+        return settle(ids, self.origin[ends], self.certain[ends], self.size)
+
+
+def from_offsets(original: str, text: str, offsets: Sequence[int], num_inserted: int) -> Places:
+    """Where a normalised text comes from, by the library's own offsets.
 
     offsets       [characters of text + 1], the character of the original that each character of the text comes from
     num_inserted  characters at the front of the text that stand for nothing in the original
@@ -139,17 +190,16 @@ def from_offsets(original: str, text: str, offsets: Sequence[int], num_inserted:
     divisible = np.ones(len(source), np.bool_)
     divisible[1:] = source[1:] > source[:-1]
     divisible[: num_inserted + 1] = True
-    return _per_byte(text, int(original_begin[-1]), widths, copied, boundary, divisible)
+    return _per_byte(int(original_begin[-1]), widths, copied, boundary, divisible)
 
 
 def _per_byte(
-    text: str,
     size: int,
     widths: NDArray[np.int64],
     copied: NDArray[np.bool_],
     boundary: NDArray[np.int64],
     divisible: NDArray[np.bool_],
-) -> Normalized:
+) -> Places:
     """Boundaries between characters, and within those copied from the original, as boundaries between bytes."""
     begin = np.concatenate(([0], np.cumsum(widths)))
     char = np.repeat(np.arange(len(widths)), widths)
@@ -157,4 +207,4 @@ def _per_byte(
     copy_begin = boundary[1:] - widths
     origin = np.where(within > 0, copy_begin[char] + within, boundary[char])
     certain = np.where(within > 0, copied[char], divisible[char])
-    return Normalized(text, size, np.append(origin, size), np.append(certain, True))
+    return Places(size, np.append(origin, size), np.append(certain, True))

@@ -43,9 +43,9 @@ class RankFileTokenizer(VocabularyTokenizer):
         """As `encode`, on the library's threads."""
         normalized = [self._prepare(text) for text in texts]
         tokens = token_batch(self._vocabulary, self._library_batch([each.text for each in normalized]))
-        encodings = tokens.encodings(tokens.ends)
+        encodings = [each for _, group in tokens.groups() for each in group.as_they_are()]
         for number, each in enumerate(normalized):
-            if each.origin is not None:
+            if each.edits is not None:
                 encodings[number] = each.tokens(*tokens.of_text(number))
         return encodings
 

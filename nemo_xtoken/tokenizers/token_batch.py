@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
@@ -17,6 +17,11 @@ Ids = NDArray[np.int32]
 Indices = NDArray[np.int64]
 Words = NDArray[np.uint64]
 
+_SPACE = 0x20
+
+_TOKENS_PER_GROUP = 8192
+"""So that the arrays of a group stay in a processor's cache, and their memory is used again."""
+
 _FIRST_BYTES: Words = np.frombuffer(b"".join(b"\xff" * count + bytes(8 - count) for count in range(9)), np.uint64)
 """[9] eight bytes of which the first 0 .. 8 count."""
 
@@ -28,18 +33,29 @@ class TokenBatch:
     vocabulary  what the ids mean
     ids         [n] int32
     first       [d + 1] int64, the token with which each text begins, and n
-    ends        [n] int64, bytes of a text's tokens up to the end of each
-    sizes       [d] int64, bytes of each text's tokens
     """
 
     vocabulary: Vocabulary
     ids: Ids
     first: Indices
-    ends: Indices
-    sizes: Indices
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self.first) - 1
+
+    @cached_property
+    def lengths(self) -> Indices:
+        """[n] bytes of each token."""
+        return self.vocabulary.lengths.take(self.ids)
+
+    @cached_property
+    def ends(self) -> Indices:
+        """[n] bytes of all tokens up to the end of each."""
+        return self.lengths.cumsum()
+
+    @cached_property
+    def sizes(self) -> Indices:
+        """[d] bytes of each text's tokens."""
+        return np.diff(np.append(0, self.ends)[self.first])
 
     @cached_property
     def joined(self) -> bytes:
@@ -48,26 +64,29 @@ class TokenBatch:
 
     def are_the_bytes(self, content: bytes) -> bool:
         """Whether the bytes of all tokens are these, eight bytes of a token at a time. content has as many bytes."""
-        lengths = self.vocabulary.lengths.take(self.ids)
-        starts, ids, place = lengths.cumsum() - lengths, self.ids, 0
+        starts, ids, lengths, place = self.ends - self.lengths, self.ids, self.lengths, 0
         windows: Words = np.ndarray(len(content) + 1, np.uint64, content + bytes(8), strides=(1,))
         while len(ids):
-            differs = windows[starts] ^ self.vocabulary.words(place).take(ids)
-            if (differs & _FIRST_BYTES.take(lengths, mode="clip")).any():
+            differs = windows[starts]
+            differs ^= self.vocabulary.words(place).take(ids)
+            differs &= _FIRST_BYTES.take(lengths, mode="clip")
+            if differs.any():
                 return False
             rest = (lengths > 8).nonzero()[0]
-            starts, ids, lengths, place = starts[rest] + 8, ids[rest], lengths[rest] - 8, place + 8
+            starts, ids, lengths = starts.take(rest) + 8, ids.take(rest), lengths.take(rest) - 8
+            place += 8
         return True
 
     def of_text(self, text: int) -> tuple[Ids, Indices]:
         """The tokens of a text, and the bytes of each."""
         begin, end = self.first[text : text + 2].tolist()
-        return self.ids[begin:end], self.vocabulary.lengths[self.ids[begin:end]]
+        ids = self.ids[begin:end]
+        return ids, self.vocabulary.lengths.take(ids)
 
     def with_bytes(self) -> list[int]:
         """The texts that have tokens, all of which have bytes."""
-        without = (self.vocabulary.lengths[self.ids] == 0).nonzero()[0]
         chosen = np.diff(self.first) > 0
+        without = (self.lengths == 0).nonzero()[0]
         chosen[np.searchsorted(self.first, without, side="right") - 1] = False
         return chosen.nonzero()[0].tolist()
 
@@ -77,6 +96,21 @@ class TokenBatch:
             return self
         bounds = self.first.tolist()
         return token_batch(self.vocabulary, [self.ids[bounds[text] : bounds[text + 1]] for text in texts])
+
+    def groups(self) -> Iterator[tuple[int, TokenBatch]]:
+        """Neighbouring texts whose tokens fit a processor's cache together, with the number of the first of them."""
+        begin = 0
+        while begin < len(self):
+            room = int(self.first[begin]) + _TOKENS_PER_GROUP
+            end = max(begin + 1, int(np.searchsorted(self.first, room, side="right")) - 1)
+            first = self.first[begin : end + 1]
+            yield begin, TokenBatch(self.vocabulary, self.ids[first[0] : first[-1]], first - first[0])
+            begin = end
+
+    def as_they_are(self) -> list[Encoding]:
+        """Encodings of the texts that the bytes of the tokens make up."""
+        begins = sums(self.sizes)[:-1]
+        return self.encodings(self.ends - np.repeat(begins, np.diff(self.first)))
 
     def encodings(self, ends: Indices) -> list[Encoding]:
         """The texts' tokens, none of them special. ends: [n] where each token ends in its text."""
@@ -94,9 +128,7 @@ def token_batch(vocabulary: Vocabulary, batch: Sequence[Sequence[int]] | Sequenc
         ids = np.concatenate(batch, dtype=np.int32)
     else:
         ids = np.fromiter(chain.from_iterable(batch), np.int32, int(first[-1]))
-    ends = sums(vocabulary.lengths[ids])
-    bounds = ends[first]
-    return TokenBatch(vocabulary, ids, first, ends[1:] - np.repeat(bounds[:-1], np.diff(first)), np.diff(bounds))
+    return TokenBatch(vocabulary, ids, first)
 
 
 def sums(numbers: Indices) -> Indices:
@@ -110,12 +142,12 @@ def sums(numbers: Indices) -> Indices:
 class SeenTexts:
     """Several texts as a tokenizer may see them, one after the other.
 
-    seen    the bytes
-    begins  [d + 1] int64, where each text begins in seen, with what was put in front of it
-    source  the texts' own bytes, with something in front of each
-    starts  [d] int64, where each text itself begins in source
-    sizes   [d] int64, bytes of each text
-    places  [k] int64, the place in source of each byte of seen. None: the two are the same
+    seen     the bytes
+    begins   [d + 1] int64, where each text begins in seen, with what was put in front of it
+    source   the texts' own bytes, with something in front of each
+    starts   [d] int64, where each text itself begins in source
+    sizes    [d] int64, bytes of each text
+    places   [k] int64, the place in source of each byte of seen. None: the two are the same
     """
 
     seen: bytes
@@ -137,21 +169,18 @@ class SeenTexts:
     def encodings(self, tokens: TokenBatch) -> list[Encoding]:
         """Spans of tokens that make up the texts. What is dropped belongs to the token after it, at the end to the
         last."""
-        counts = np.diff(tokens.first)
-        ends = tokens.ends + np.repeat(self.begins[:-1], counts)
-        if self.places is not None:
-            ends = self._in_source(ends, self.places)
-        ends -= np.repeat(self.starts, counts)
-        ends[tokens.first[1:][counts > 0] - 1] = self.sizes[counts > 0]
+        ends = tokens.ends if self.places is None else self._in_source(tokens.ends, self.places)
+        ends = ends - np.repeat(self.starts, np.diff(tokens.first))
+        filled = np.diff(tokens.first) > 0
+        ends[tokens.first[1:][filled] - 1] = self.sizes[filled]
         return tokens.encodings(ends)
 
     def _in_source(self, ends: Indices, places: Indices) -> Indices:
-        last = places[ends - 1]
-        in_source = last + 1
-        # A byte that became another one ends where the next one begins, with what is dropped in between.
-        became = np.frombuffer(self.source, np.uint8)[last] != np.frombuffer(self.seen, np.uint8)[ends - 1]
-        changed = became.nonzero()[0]
-        in_source[changed] = np.append(places, len(self.source))[ends[changed]]
+        in_source = places.take(ends - 1) + 1
+        # White space that became a space ends where what follows begins, with what is dropped in between.
+        blank = (np.frombuffer(self.seen, np.uint8).take(ends - 1) == _SPACE).nonzero()[0]
+        became = blank[np.frombuffer(self.source, np.uint8)[in_source[blank] - 1] != _SPACE]
+        in_source[became] = np.append(places, len(self.source))[ends[became]]
         return in_source
 
 
@@ -181,6 +210,13 @@ def sizes_of(texts: Sequence[bytes]) -> Indices:
 
 def encodings_by_bytes(tokens: TokenBatch, texts: Sequence[bytes], views: Sequence[View]) -> list[Encoding | None]:
     """The tokens of each text by the first view of it that their bytes make up, or None where none is."""
+    found: list[Encoding | None] = []
+    for begin, group in tokens.groups():
+        found += _group_by_bytes(group, texts[begin : begin + len(group)], views)
+    return found
+
+
+def _group_by_bytes(tokens: TokenBatch, texts: Sequence[bytes], views: Sequence[View]) -> list[Encoding | None]:
     found: list[Encoding | None] = [None] * len(texts)
     rest = tokens.with_bytes()
     for view in views:

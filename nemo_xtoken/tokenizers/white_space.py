@@ -11,8 +11,7 @@ from nemo_xtoken.tokenizers.token_batch import SeenTexts, sizes_of, sums
 
 _BLANKS = b"\t\n\r "
 _SPACE = 0x20
-_BLANK = np.isin(np.arange(256), list(_BLANKS))
-_SPACED = bytes(_SPACE if _BLANK[code] else code for code in range(256))
+_SPACED = bytes.maketrans(_BLANKS, b" " * len(_BLANKS))
 
 
 def single_spaced_after_a_space(texts: Sequence[bytes]) -> SeenTexts:
@@ -39,8 +38,8 @@ def _single_spaced(texts: Sequence[bytes], *, space_in_front: bool) -> SeenTexts
 def words(texts: Sequence[bytes]) -> SeenTexts:
     """Texts without their white space."""
     source = b"\n".join([b"", *texts])
-    seen = np.frombuffer(source, np.uint8)
-    return _kept(~_BLANK[seen], seen, source, texts, texts)
+    seen = np.frombuffer(source.translate(_SPACED), np.uint8)
+    return _kept(seen != _SPACE, seen, source, texts, texts)
 
 
 def lower_words(texts: Sequence[bytes]) -> SeenTexts:
@@ -59,4 +58,4 @@ def _kept(
     places = keep.nonzero()[0]
     starts = sums(sizes_of(parts) + 1)
     begins = np.searchsorted(places, starts)
-    return SeenTexts(seen[places].tobytes(), begins, source, starts[:-1] + 1, sizes_of(texts), places)
+    return SeenTexts(np.compress(keep, seen).tobytes(), begins, source, starts[:-1] + 1, sizes_of(texts), places)
