@@ -155,10 +155,16 @@ class _Pair:
 
 
 def _table(partners: NDArray[np.int32], others: NDArray[np.int64], others_pieces: Sequence[Pieces]) -> PieceTable:
-    table: list[Pieces] = [ids[ids != NO_TOKEN] for ids in partners[:, None]]
-    for row, ids in zip(others.tolist(), others_pieces, strict=True):
-        table[row] = ids
-    return PieceTable.of(table)
+    """The partner of each token, or the pieces of one of the `others`, ascending, which have none."""
+    is_paired = partners != NO_TOKEN
+    lengths = is_paired.astype(np.int64)
+    lengths[others] = np.fromiter(map(len, others_pieces), np.int64, len(others))
+    ends = lengths.cumsum()
+    ids, is_partner = np.empty(lengths.sum(), np.int32), np.zeros(lengths.sum(), np.bool_)
+    is_partner[ends[is_paired] - 1] = True
+    ids[is_partner] = partners[is_paired]
+    ids[~is_partner] = np.concatenate([np.zeros(0, np.int32), *others_pieces])
+    return PieceTable(ids, ends.astype(np.int32))
 
 
 def _bytes_of(tokenizer: Tokenizer, ids: NDArray[np.int64]) -> Sequence[bytes]:

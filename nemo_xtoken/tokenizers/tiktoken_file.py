@@ -22,6 +22,8 @@ from nemo_xtoken.types import Encoding
 MAX_WHITESPACE_RUN = 900_000
 """Characters. tiktoken's regex engine keeps one state for each of them and panics near a million."""
 
+_WORTH_A_TASK = 100
+"""Characters: of shorter texts the library's batch spends most of its time on giving each to a thread."""
 _LONG_RUN = re.compile(rf"(?<!\s)\s{{{MAX_WHITESPACE_RUN}}}")
 
 
@@ -59,7 +61,7 @@ class RankFileTokenizer(VocabularyTokenizer):
 
     def _library_batch(self, texts: list[str]) -> list[list[int]]:
         num_threads = thread_count(len(texts))
-        if num_threads == 1:
+        if num_threads == 1 or sum(map(len, texts)) < _WORTH_A_TASK * len(texts):
             return list(map(self._library.encode_ordinary, texts))
         return self._library.encode_ordinary_batch(texts, num_threads=num_threads)
 
