@@ -18,6 +18,8 @@ BLOCK_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 1 << 26
 """A longer document is refused, since it is held in memory with its tokens."""
 
+BYTE_ORDER_MARK = "\ufeff"
+
 
 class TextFile:
     """A file that is one document. It is never cut."""
@@ -34,7 +36,7 @@ class TextFile:
             text = content.read(MAX_DOCUMENT_BYTES + 1)
         if len(text) > MAX_DOCUMENT_BYTES:
             raise DataError(_too_long(str(part.path)))
-        yield SourceDocument(decode_utf8(text, part.path, 0), str(part.path), part.file_bytes)
+        yield SourceDocument(_decoded(text, part.path, 0), str(part.path), part.file_bytes)
 
 
 class JsonLines:
@@ -77,9 +79,15 @@ class JsonLines:
                     yield BadDocument(_too_long(place), file_bytes)
                 elif line.strip():
                     try:
-                        yield _document(decode_utf8(line, part.path, at), fields, place, file_bytes)
+                        yield _document(_decoded(line, part.path, at), fields, place, file_bytes)
                     except DataError as error:
                         yield BadDocument(str(error), file_bytes)
+
+
+def _decoded(content: bytes, path: Path, offset: int) -> str:
+    """The text from this place of a file; a byte order mark at the file's front is none of it. Raises DataError."""
+    text = decode_utf8(content, path, offset)
+    return text.removeprefix(BYTE_ORDER_MARK) if offset == 0 else text
 
 
 def text_value(value: object, key: str, place: str) -> str:

@@ -57,6 +57,7 @@ def test_a_history_goes_the_way_of_transformer_engines(dtype: Dtype, algorithm: 
 @pytest.mark.parametrize("power_of_two", [False, True])
 @pytest.mark.parametrize("size", [1e-30, 1e-3, 1.0, 1e5, 0.0])
 def test_current_scaling_is_transformer_engines_reference(dtype: Dtype, power_of_two: bool, size: float) -> None:
+    torch.manual_seed(1)
     tensor = torch.randn(32, 48) * size
     reference = CurrentScalingQuantizerRef(
         dtype=dtype, rowwise=True, columnwise=True, pow_2_scales=power_of_two, eps=0.0
@@ -70,6 +71,9 @@ def test_current_scaling_is_transformer_engines_reference(dtype: Dtype, power_of
 @pytest.mark.parametrize("dtype", [E4M3, E5M2])
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e-3, 1.0, 1e5, 1e35])
 def test_mxfp8_is_torchaos(dtype: Dtype, size: float) -> None:
+    # torchao takes the logarithm in float32, which rounds down a largest value that is 1e-6 above a power of two times
+    # 448: one block in 200,000. These numbers have none.
+    torch.manual_seed(1)
     tensor = torch.randn(64, 96) * size * torch.randn(64, 96).exp2()
     tensor[3, :32] = 0
     exponents, values = to_mx(tensor, dtype, 32, ScaleCalculationMode.RCEIL)

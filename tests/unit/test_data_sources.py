@@ -104,6 +104,14 @@ def test_slices_of_lines_hold_every_line_once_under_its_number(
     assert len(parts) == 1 or slice_bytes < len(content)
 
 
+def test_a_byte_order_mark_at_the_front_of_a_file_is_no_text(tmp_path: Path) -> None:
+    mark = "\ufeff"
+    (tmp_path / "a.txt").write_text(f"{mark}one{mark}", encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text(f'{mark}{{"text": "{mark}two"}}\n{{"text": "three"}}\n', encoding="utf-8")
+    assert texts(read(tmp_path / "a.txt")) == [f"one{mark}"]
+    assert texts(read(tmp_path / "b.jsonl")) == [f"{mark}two", "three"]
+
+
 def test_gzipped_lines_are_read_as_they_are_and_their_bytes_are_those_of_the_file(tmp_path: Path) -> None:
     plain = write_jsonl(tmp_path / "x.jsonl", random_texts(3_000))
     packed = tmp_path / "y.jsonl.gz"
