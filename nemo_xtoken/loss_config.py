@@ -23,8 +23,9 @@ class LossConfig:
     mode              p_kl where critical tokens lie outside the common set, h_kl where they lie inside: see the audit
     merge             how the predictors of a chunk become one distribution
     direction         forward is KL(teacher || student)
-    chain             P-KL, merge first: compare the chunk piece by piece, by the chain rule: the first piece by W, then
-                      for each piece that has come what follows it, or that the token ends. See `losses.piece_chain`
+    chain             P-KL, merge first: compare a chunk of one token on either side piece by piece, by the chain rule:
+                      the first piece by W, which tokens that only the teacher has count as, then for each piece that
+                      has come what follows it, or that the token ends. See `losses.piece_chain`
     temperature       of both softmaxes; the loss carries its square
     teacher_top_k     P-KL: only the columns with the largest teacher logit in the micro batch; None is all, exact
     hybrid_threshold  H-KL: least weight W[s, t] for which (s, t) joins the common set
