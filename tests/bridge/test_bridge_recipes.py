@@ -397,11 +397,18 @@ def test_a_release_whose_exports_were_not_tested_is_refused(monkeypatch: pytest.
         versions.check_export()
 
 
-def test_weights_are_read_when_the_model_is_built(folder: Path) -> None:
+def test_weights_are_read_when_the_model_is_built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     provider = models.provider_from(str(folder / "qwen3"), load_weights=False)
     models.with_weights(provider, str(folder / "nowhere"))
-    with pytest.raises(ConfigError, match=r"Megatron-Bridge can't import .*nowhere"):
+    with pytest.raises(ConfigError, match=r"no model at .*nowhere: expected a directory with a config.json"):
         provider.pre_wrap_hook([])
+
+    def hub(*_: Any, **__: Any) -> None:
+        raise OSError("no such repository")
+
+    monkeypatch.setattr(models.AutoBridge, "from_hf_pretrained", hub)
+    with pytest.raises(ConfigError, match="can't import a-name, which is no directory here: no such repository"):
+        models.provider_from("a-name")
 
 
 def test_weights_of_another_shape_are_one_clear_error(folder: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import inspect
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,11 +26,12 @@ SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", 
 
 def provider_from(model: str | None, *, load_weights: bool = True) -> Any:
     """The provider of a Hugging Face model, a directory or a name. Raises ConfigError where Bridge can't read it."""
+    _check_is_there(model)
     try:
         bridge = AutoBridge.from_hf_pretrained(model)
         provider: Any = bridge.to_megatron_provider(load_weights=load_weights)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"Megatron-Bridge can't import {model}: {first_line(error)}") from error
+        raise ConfigError(f"Megatron-Bridge can't import {model}{_nowhere(model)}: {first_line(error)}") from error
     if load_weights:
         provider.register_pre_wrap_hook(partial(check_conversion, bridge), prepend=True)
     return provider
@@ -47,14 +49,28 @@ def load_weights(model: str, models: list[Any]) -> list[Any]:
 
     Raises ConfigError where Bridge can't read it, or where it is of another shape.
     """
+    _check_is_there(model)
     try:
         bridge = AutoBridge.from_hf_pretrained(model)
         check_shape(model, bridge.to_megatron_provider(load_weights=False), models[0].config)
         check_conversion(bridge, models)
         bridge.load_hf_weights(models)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"Megatron-Bridge can't import {model}: {first_line(error)}") from error
+        raise ConfigError(f"Megatron-Bridge can't import {model}{_nowhere(model)}: {first_line(error)}") from error
     return models
+
+
+def _check_is_there(model: str | None) -> None:
+    """Raises ConfigError for a path without a model. No name at Hugging Face is one, so the hub is not asked for it."""
+    if model is None:
+        return
+    is_path = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if is_path and not (Path(model) / "config.json").is_file():
+        raise ConfigError(f"no model at {model}: expected a directory with a config.json, or a Hugging Face name")
+
+
+def _nowhere(model: str | None) -> str:
+    return "" if model is None or Path(model).is_dir() else ", which is no directory here"
 
 
 def check_shape(model: str, found: Any, expected: Any) -> None:
