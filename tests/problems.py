@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -122,6 +123,12 @@ def random_problem(
     )
 
 
+def piece_table(pieces: Sequence[Sequence[int]]) -> PieceTable:
+    """The table of these pieces, those of a token after another's."""
+    ends = np.cumsum([len(taus) for taus in pieces], dtype=np.int32)
+    return PieceTable(np.array([tau for taus in pieces for tau in taus], np.int32), ends)
+
+
 TEACHERS_OWN = 8
 """Teacher tokens of `chain_problem`, the last ones, that no student token begins with."""
 
@@ -151,7 +158,7 @@ def chain_problem(seed: int = 0, *, student_vocab: int = 40, teacher_vocab: int 
             token = int(rng.choice(fitting_teacher))
             teacher_labels[c], student_labels[a:b] = token, torch.tensor(teacher_pieces[token])
     whole = ProjectionMatrix(np.full((student_vocab, 1), -1, np.int32), np.zeros((student_vocab, 1), np.float32), 99)
-    tables = {"pieces": PieceTable.of(pieces), "teacher_pieces": PieceTable.of(teacher_pieces)}
+    tables = {"pieces": piece_table(pieces), "teacher_pieces": piece_table(teacher_pieces)}
     first = replace(whole, teacher_vocab_size=teacher_vocab, **tables).first_pieces()
     batch = replace(
         problem.batch,

@@ -9,25 +9,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+Ids = NDArray[np.int64]
+
 
 @dataclass(frozen=True, eq=False)
 class Fold:
     """What becomes of logits that have, behind the columns that W reaches, those of the folded tokens.
 
+    ids      [folded] int64 ascending, the folded tokens
     width    columns that W reaches
     targets  [targets] int64, those among them that some token counts as, ascending
     places   [folded] int64, the place among `targets` of the one that each token counts as
     """
 
+    ids: Tensor
     width: int
     targets: Tensor
     places: Tensor
 
     @classmethod
-    def onto(cls, width: int, columns: NDArray[np.int64], device: torch.device | str = "cpu") -> Fold:
-        """The fold of tokens onto these columns, [folded]."""
-        targets, places = np.unique(columns, return_inverse=True)
-        return cls(width, torch.as_tensor(targets, device=device), torch.as_tensor(places, device=device))
+    def onto(cls, ids: Ids, columns: Ids, width: int, device: torch.device | str = "cpu") -> Fold:
+        """The fold of these tokens, each onto one of so many columns; [folded] both."""
+        arrays = (ids, *np.unique(columns, return_inverse=True))
+        ids_here, targets, places = (torch.as_tensor(array, device=device) for array in arrays)
+        return cls(ids_here, width, targets, places)
 
     def __call__(self, logits: Tensor, temperature: float = 1.0) -> Tensor:
         """[rows, width + folded] -> [rows, width], not differentiable.

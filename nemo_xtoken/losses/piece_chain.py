@@ -56,8 +56,8 @@ class PieceChain:
         rank: int = 0,
         ranks: int = 1,
         device: torch.device | str = "cpu",
-    ) -> tuple[PieceChain, Ids]:
-        """The chain with those tokens that are here, and the teacher tokens that are folded here, [folded] ascending.
+    ) -> PieceChain:
+        """The chain with those tokens that are here, and folded tokens with the column that they count as.
 
         student, reached  ascending ids of the student's tokens here, and of the teacher's among the columns of W
         Raises ProjectionError where the projection does not say which pieces the tokens have.
@@ -72,12 +72,11 @@ class PieceChain:
         students = columns_of(student, matrix.student_vocab_size)
         here = Here(students, columns_of(reached, matrix.teacher_vocab_size), rank, ranks)
         there = Here(columns_of(teacher, matrix.teacher_vocab_size), students, rank, ranks)
-        chain = cls(
+        return cls(
             student=piece_tree(matrix.pieces, here, device),
             teacher=piece_tree(matrix.teacher_pieces.only(has_column), there, device),
-            fold=Fold.onto(len(reached), np.searchsorted(reached, targets), device),
+            fold=Fold.onto(folded, np.searchsorted(reached, targets), len(reached), device),
         )
-        return chain, folded
 
 
 def chain_sum(

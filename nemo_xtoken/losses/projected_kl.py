@@ -110,14 +110,6 @@ def chunk_terms(sums: ChunkSums, chunks: ChunkRows, config: LossConfig) -> LossT
 
 
 @dataclass(frozen=True)
-class FoldedTokens:
-    """ids [folded] int64, teacher tokens that count as one of W's columns, and what their logits add to these."""
-
-    ids: Tensor
-    fold: Fold
-
-
-@dataclass(frozen=True)
 class ProjectedComparison:
     """P-KL of chunks on the teacher's columns of a projection. See `losses.blockwise.Comparison`."""
 
@@ -125,28 +117,28 @@ class ProjectedComparison:
     student_columns: Tensor | None
     projection: SparseProjection
     config: LossConfig
-    folded: FoldedTokens | None = None
+    fold: Fold | None = None
 
     @property
     def teacher_columns(self) -> Tensor:
         """Those of the projection, and of the tokens that count as one of these."""
         reached = self.projection.teacher_columns
-        return reached if self.folded is None else torch.cat([reached, self.folded.ids])
+        return reached if self.fold is None else torch.cat([reached, self.fold.ids])
 
     def sums(
         self, student_logits: Tensor, teacher_logits: Tensor, block: ChunkBlock, weights: Tensor | None
     ) -> ChunkSums:
         """The softmax is over the columns given: all of them, or those that W ties to the teacher's."""
         projection = self.projection if weights is None else replace(self.projection, weights=weights)
-        if self.folded is not None:
-            teacher_logits = self.folded.fold(teacher_logits, self.config.temperature)
+        if self.fold is not None:
+            teacher_logits = self.fold(teacher_logits, self.config.temperature)
         whole = WholeVocabulary()
         log_probs = log_softmax(student_logits, whole, self.config.temperature)
         return projected_kl_sums(log_probs, teacher_logits, block.chunks, projection, None, self.config, whole)
 
 
 def projected_comparisons(
-    chunks: ChunkRows, projection: SparseProjection, config: LossConfig, folded: FoldedTokens | None = None
+    chunks: ChunkRows, projection: SparseProjection, config: LossConfig, fold: Fold | None = None
 ) -> tuple[ProjectedComparison, ...]:
     """P-KL of chunks, apart where the student's softmax matters from where renormalisation cancels it.
 
@@ -155,19 +147,15 @@ def projected_comparisons(
     """
     single, others = one_to_one(chunks) if config.merge == "mean" else (chunks, None)
     columns, tied = (None, projection) if config.teacher_top_k is None else projection.tied()
-    comparison = ProjectedComparison(
-        single, columns, tied, replace(config, merge="first") if others else config, folded
-    )
+    comparison = ProjectedComparison(single, columns, tied, replace(config, merge="first") if others else config, fold)
     if others is None:
         return (comparison,)
-    return comparison, ProjectedComparison(others, None, projection, config, folded)
+    return comparison, ProjectedComparison(others, None, projection, config, fold)
 
 
-def _pieces(matrix: ProjectionMatrix, projection: SparseProjection) -> tuple[PieceChain, FoldedTokens]:
-    device = projection.teacher_columns.device
-    students, reached = np.arange(matrix.student_vocab_size), projection.teacher_columns.cpu().numpy()
-    chain, folded = PieceChain.of(matrix, students, reached, device=device)
-    return chain, FoldedTokens(torch.as_tensor(folded, device=device), chain.fold)
+def _pieces(matrix: ProjectionMatrix, projection: SparseProjection) -> PieceChain:
+    columns = projection.teacher_columns
+    return PieceChain.of(matrix, np.arange(matrix.student_vocab_size), columns.cpu().numpy(), device=columns.device)
 
 
 def _chain(
@@ -239,13 +227,13 @@ def projected_kl(
             raise ConfigError("loss.chain takes the first piece of each token, which leaves no weights to learn")
         matrix = matrix.first_pieces()
     projection = SparseProjection.from_matrix(matrix, student_logits.device, weights)
-    chain, folded = _pieces(matrix, projection) if config.chain else (None, None)
+    chain = _pieces(matrix, projection) if config.chain else None
     if config.teacher_top_k is not None and len(chunks.mask):
         rows, _ = run_rows(chunks.teacher_start, chunks.teacher_end)
         maximum = column_maximum(teacher_logits, rows).index_select(0, projection.teacher_columns)
         check_finite(maximum.double().sum(), student_logits, teacher_logits)
         projection = projection.on(top_columns(maximum, config.teacher_top_k))
-    comparisons = projected_comparisons(chunks, projection, config, folded)
+    comparisons = projected_comparisons(chunks, projection, config, None if chain is None else chain.fold)
     sums = blockwise_sums(
         student_logits,
         teacher_logits,

@@ -164,8 +164,8 @@ def shard_chain(
     students = np.arange(cut.student_rows.start, cut.student_rows.end)
     rank = 0 if cut.tp_group is None else cut.tp_group.rank()
     reached = cut.teacher_rows.cpu().numpy()
-    chain, folded = PieceChain.of(matrix, students, reached, rank, cut.tp_size, student_head.device)
-    teacher_rows = torch.cat([cut.teacher_rows, torch.as_tensor(folded, device=student_head.device)])
+    chain = PieceChain.of(matrix, students, reached, rank, cut.tp_size, student_head.device)
+    teacher_rows = torch.cat([cut.teacher_rows, chain.fold.ids])
     widest = max(gather_sizes(len(teacher_rows), cut.tp_group, student_head.device))
     return replace(cut, teacher_rows=teacher_rows, chain=chain, widths=replace(cut.widths, teacher=widest))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,13 +28,6 @@ class PieceTable:
         last = int(self.ends[-1]) if len(self.ends) else 0
         if (np.diff(self.ends, prepend=0) < 0).any() or last != len(self.ids) or self.ids.min(initial=0) < 0:
             raise ProjectionError(f"the pieces of a projection must end in order, at {len(self.ids)}, got {last}")
-
-    @classmethod
-    def of(cls, pieces: Sequence[Sequence[int] | NDArray[np.int32]]) -> PieceTable:
-        """The table of these pieces, [V] sequences of ids of the other side."""
-        lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
-        ids = np.concatenate([*(np.asarray(taus, np.int32) for taus in pieces), np.zeros(0, np.int32)])
-        return cls(ids, lengths.cumsum().astype(np.int32))
 
     @property
     def starts(self) -> NDArray[np.int32]:

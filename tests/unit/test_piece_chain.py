@@ -17,9 +17,8 @@ from nemo_xtoken.config import LossConfig, ModelConfig, TeacherConfig
 from nemo_xtoken.errors import ConfigError, ProjectionError
 from nemo_xtoken.losses.piece_tree import Here, mirrored, piece_tree
 from nemo_xtoken.projection.matrix import ProjectionMatrix
-from nemo_xtoken.projection.piece_table import PieceTable
 from nemo_xtoken.types import IGNORED_LABEL, ChunkRows, DistillBatch
-from tests.problems import Problem, chain_problem
+from tests.problems import Problem, chain_problem, piece_table
 
 CHAIN = LossConfig(merge="first", chain=True)
 # Digits of the teacher are 0 to 3; the student has them, 20, 201, 202 and a token that is nothing to the teacher.
@@ -29,7 +28,7 @@ TOKEN = {tuple(pieces): token for token, pieces in enumerate(PIECES)}
 
 def matrix_of(pieces: list[list[int]], teacher_pieces: list[list[int]]) -> ProjectionMatrix:
     nothing = np.full((len(pieces), 1), -1, np.int32), np.zeros((len(pieces), 1), np.float32)
-    tables = PieceTable.of(pieces), PieceTable.of(teacher_pieces)
+    tables = piece_table(pieces), piece_table(teacher_pieces)
     matrix = ProjectionMatrix(*nothing, len(teacher_pieces), pieces=tables[0], teacher_pieces=tables[1])
     return matrix.first_pieces()
 

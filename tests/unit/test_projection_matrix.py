@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from nemo_xtoken.errors import ProjectionError
 from nemo_xtoken.projection import ProjectionMatrix, file
 from nemo_xtoken.projection.piece_table import PieceTable
+from tests.problems import piece_table
 
 INDICES = np.array([[2, 0, 1], [3, -1, -1], [-1, -1, -1]], np.int32)
 WEIGHTS = np.array([[0.7, 0.2, 0.1], [1, 0, 0], [0, 0, 0]], np.float32)
@@ -175,7 +176,7 @@ def test_pieces_are_kept_in_the_file_and_what_an_older_version_wrote_has_none(
     assert ProjectionMatrix.load(saved).pieces is None
     rewrite(saved, schema=2)
     assert ProjectionMatrix.load(saved).pieces is None
-    table, teacher_table = PieceTable.of([[2, 0, 1], [3], []]), PieceTable.of([[1], [], [0], [1], [2, 2], []])
+    table, teacher_table = piece_table([[2, 0, 1], [3], []]), piece_table([[1], [], [0], [1], [2, 2], []])
     replace(matrix, pieces=table).save(saved)
     rewrite(saved, (*file.TENSORS, *file.PIECES), schema=3)
     assert ProjectionMatrix.load(saved).teacher_pieces is None
@@ -192,11 +193,11 @@ def _listed(table: PieceTable | None) -> list[list[int]]:
 
 def test_pieces_that_do_not_fit_are_refused(matrix: ProjectionMatrix) -> None:
     with pytest.raises(ProjectionError, match="pieces must be of 3 tokens and below 6, got 2 tokens, ids up to 0"):
-        replace(matrix, pieces=PieceTable.of([[0], [0]]))
+        replace(matrix, pieces=piece_table([[0], [0]]))
     with pytest.raises(ProjectionError, match="got 3 tokens, ids up to 6"):
-        replace(matrix, pieces=PieceTable.of([[6], [0], []]))
+        replace(matrix, pieces=piece_table([[6], [0], []]))
     with pytest.raises(ProjectionError, match="of 6 tokens and below 3, got 1 tokens, ids up to 3"):
-        replace(matrix, teacher_pieces=PieceTable.of([[3]]))
+        replace(matrix, teacher_pieces=piece_table([[3]]))
     with pytest.raises(ProjectionError, match="must end in order, at 2, got 1"):
         PieceTable(np.array([0, 1], np.int32), np.array([1, 1], np.int32))
     with pytest.raises(ProjectionError, match="two rows of int32, got int64 and int32"):

@@ -11,7 +11,7 @@ from nemo_xtoken.integrations.bridge.precision import precision_of
 
 GEMMA2 = (
     "Bridge's attention for it puts a window in the place of the mask of packed documents, in every second layer; take "
-    "Gemma"
+    "Gemma or Gemma 3"
 )
 WINDOW = "keys are gathered from all ranks, and nothing keeps a token from those outside its window; set it to 1"
 
