@@ -268,11 +268,14 @@ class TrainConfig:
 class RunConfig:
     """Everything that decides a run. No teacher means cross-entropy alone.
 
+    student_checkpoint  the run directory of the training that the student goes on from, or one checkpoint in it: its
+                        weights alone, in any layout. null: random weights of `train.seed`
     fp8  of the student's linear layers; null: in the precision of `train.bf16`
     """
 
     run_dir: str
     student: ModelConfig
+    student_checkpoint: str | None = None
     fp8: Fp8Config | None = None
     teachers: tuple[TeacherConfig, ...] = ()
     data: DataConfig

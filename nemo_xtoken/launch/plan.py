@@ -114,6 +114,8 @@ class LaunchPlan:
             return
         for part in self.run.data.parts:
             yield "data", self.directory / part.path
+        if self.run.student_checkpoint is not None:
+            yield "student_checkpoint", self.directory / self.run.student_checkpoint
         for teacher in self.run.teachers:
             yield f"teacher {teacher.name!r}: checkpoint", self.directory / teacher.checkpoint
             if teacher.projection is not None:

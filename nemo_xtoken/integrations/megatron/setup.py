@@ -32,7 +32,7 @@ from nemo_xtoken.integrations.megatron.own_layout_teacher import own_layout_sour
 from nemo_xtoken.integrations.megatron.projection_file import projection_file
 from nemo_xtoken.integrations.megatron.remote_teacher import remote_source
 from nemo_xtoken.integrations.megatron.step import Objective
-from nemo_xtoken.integrations.megatron.student import build_student
+from nemo_xtoken.integrations.megatron.student import build_student, load_parameters
 from nemo_xtoken.integrations.megatron.teacher import ColocatedSource, load_teacher
 from nemo_xtoken.integrations.megatron.worlds import Job
 from nemo_xtoken.projection import ProjectionMatrix
@@ -124,8 +124,16 @@ def set_up(config: RunConfig, layout: Layout, job: Job | None = None) -> Trainin
         balance=balance,
         objective=objective,
         state=state,
-        start=state.resume() or Position(0, 0),
+        start=state.resume() or _begin(config, state),
     )
+
+
+def _begin(config: RunConfig, state: TrainingState) -> Position:
+    """The start of a run that has no checkpoint yet."""
+    if config.student_checkpoint is not None:
+        load_parameters(state.models, Path(config.student_checkpoint), state.ids)
+        state.optimizer.reload_model_params()
+    return Position(0, 0)
 
 
 def check(config: RunConfig, path: str, manifest: Manifest) -> None:

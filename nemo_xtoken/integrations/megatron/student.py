@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from megatron.core.models.gpt import GPTModel
 
 from nemo_xtoken.config import RunConfig
 from nemo_xtoken.integrations.megatron.layout import Layout
+from nemo_xtoken.integrations.megatron.model_checkpoint import METADATA, HeadIds, load_weights
 from nemo_xtoken.integrations.megatron.models import build_gpt
 
 
@@ -31,6 +34,20 @@ def build_student(config: RunConfig, layout: Layout, vocab_size: int) -> list[GP
         ).to(layout.device)
         for piece in range(pieces)
     ]
+
+
+def load_parameters(models: Sequence[GPTModel], path: Path, ids: HeadIds) -> None:
+    """Load the weights of another training's latest checkpoint, or of one checkpoint. Every rank must call it.
+
+    Weights alone: what FP8 knows of the numbers of that training says nothing of this one's.
+    Raises CheckpointError where there is no checkpoint, or it is of another model or tokenizer.
+    """
+    for model in models:
+        parameters = {name for name, _ in model.named_parameters()}
+        sharded = model.sharded_state_dict(metadata=dict(METADATA))
+        wanted = {name: shards for name, shards in sharded.items() if name in parameters}
+        loaded, _ = load_weights(wanted, path, "student_checkpoint", ids)
+        model.load_state_dict(loaded, strict=False)
 
 
 def unwrap(model: Any) -> GPTModel:
