@@ -21,7 +21,7 @@ def main() -> int:
         study = read_study()
         chosen = choose(study, arguments.setting, arguments.loss)
         if arguments.action == "run":
-            make_material(study, [loss for _, loss in chosen])
+            make_material(study, [loss for _, loss in chosen], arguments.seeds)
             search(study, chosen, arguments.jobs)
             count(study, chosen, arguments.seeds, arguments.jobs)
         make_text(TEXT)  # results are found by its hash

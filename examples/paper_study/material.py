@@ -13,10 +13,10 @@ from examples.paper_study.plan import (
     Loss,
     Study,
     Teacher,
+    pretraining_config,
     projection_file,
     student_data,
     teacher_config,
-    teacher_folder,
 )
 from examples.paper_study.text import make_text
 from nemo_xtoken.config import RunConfig
@@ -29,8 +29,8 @@ TRAINING = ("teacher_train", "student_train")
 PROMPTS = TEXT / "prompts.jsonl"
 
 
-def make_material(study: Study, losses: Iterable[Loss]) -> None:
-    """Everything that the runs of these losses read."""
+def make_material(study: Study, losses: Iterable[Loss], seeds: int) -> None:
+    """Everything that the runs of these losses with the first so many seeds read."""
     losses = list(losses)
     make_text(TEXT)
     _cut_tokenizers(study)
@@ -39,10 +39,14 @@ def make_material(study: Study, losses: Iterable[Loss]) -> None:
         for name in ("validation", "heldout"):
             _prepare(name, student, student_data(study, student, name), ())
     for name in sorted({name for loss in losses for name in loss.teachers}):
-        _train_teacher(study.teachers[name])
+        teacher = study.teachers[name]
+        _train(f"the teacher {name}", teacher.tokenizer, teacher_config(teacher))
     for loss in losses:
         for name in loss.teachers:
             _build_projection(study, study.teachers[name], loss)
+    for student in sorted({loss.student for loss in losses if loss.pretrained}):
+        for seed in (study.search_seed, *study.seeds[:seeds]):
+            _train(f"the student of {student} and seed {seed}", student, pretraining_config(study, student, seed))
 
 
 def text_hash() -> str:
@@ -99,13 +103,13 @@ def _prepare(text: str, student: str, out: Path, teachers: Iterable[str]) -> Non
         )
 
 
-def _train_teacher(teacher: Teacher) -> None:
-    folder = teacher_folder(teacher.name)
+def _train(name: str, tokenizer: str, config: RunConfig) -> None:
+    """Train a model on the teachers' text, unless it has been."""
+    folder = Path(config.run_dir)
     if (done := folder.with_name(f"{folder.name}.done")).exists():
         return
-    config = teacher_config(teacher)
-    _prepare("teacher_train", teacher.tokenizer, Path(config.data.path), ())
-    print(f"training the teacher {teacher.name}, {config.train.steps} steps", flush=True)
+    _prepare("teacher_train", tokenizer, Path(config.data.path), ())
+    print(f"training {name}, {config.train.steps} steps", flush=True)
     train(config, folder.with_name(f"{folder.name}.log"))
     done.touch()
 

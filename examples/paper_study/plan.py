@@ -28,6 +28,7 @@ class Loss:
     """One way to train the student of a setting.
 
     student     the tokenizer of the setting's student
+    pretrained  whether the student has been trained before, on text of the teachers', by cross-entropy
     teachers    names of the teachers, none for cross-entropy alone
     weights     alpha of each
     loss, teacher, run  keys over those of the loss, of every teacher and of the run
@@ -37,6 +38,7 @@ class Loss:
     name: str
     student: str
     teachers: tuple[str, ...]
+    pretrained: bool = False
     weights: tuple[float, ...] = ()
     loss: Tree = field(default_factory=dict[str, Any])
     teacher: Tree = field(default_factory=dict[str, Any])
@@ -55,11 +57,14 @@ class Teacher:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """The whole of study.yaml; `student` is the tokenizer of the students of settings that name none."""
+    """The whole of study.yaml; `student` is the tokenizer of the students of settings that name none.
+
+    rates  that the losses of a setting are searched at, by its name
+    """
 
     seeds: tuple[int, ...]
     search_seed: int
-    rates: tuple[float, ...]
+    rates: Mapping[str, tuple[float, ...]]
     student: str
     teachers: Mapping[str, Teacher]
     settings: Mapping[str, Mapping[str, Loss]]
@@ -96,7 +101,7 @@ def read_study(path: Path = HERE / "study.yaml") -> Study:
     teachers = {name: Teacher(name=name, **entry) for name, entry in tree["teachers"].items()}
     settings = {
         setting: {
-            name: _loss(f"{setting}.{name}", name, entry, body.get("student", tree["student"]), body["teachers"])
+            name: _loss(f"{setting}.{name}", name, entry, {"student": tree["student"], **body})
             for name, entry in losses(body)
         }
         for setting, body in tree["settings"].items()
@@ -109,7 +114,7 @@ def read_study(path: Path = HERE / "study.yaml") -> Study:
     return Study(
         seeds=tuple(tree["seeds"]),
         search_seed=tree["search"]["seed"],
-        rates=tuple(tree["search"]["rates"]),
+        rates={name: tuple(body.get("rates", tree["search"]["rates"])) for name, body in tree["settings"].items()},
         student=tree["student"],
         teachers=teachers,
         settings=settings,
@@ -137,7 +142,24 @@ def run_tree(study: Study, trial: Trial) -> Tree:
         "optimizer": {"lr": trial.rate},
         "train": {"seed": trial.seed},
     }
+    if loss.pretrained:
+        own["student_checkpoint"] = pretraining_tree(study, loss.student, trial.seed)["run_dir"]
     return _merged(_yaml(HERE / STUDENT), own, loss.run)
+
+
+def pretraining_config(study: Study, student: str, seed: int) -> RunConfig:
+    """The run that the students of a tokenizer and a seed have behind them in settings that ask for it."""
+    return from_dict(RunConfig, pretraining_tree(study, student, seed))
+
+
+def pretraining_tree(study: Study, student: str, seed: int) -> Tree:
+    """The keys of that run which the study sets."""
+    own = {
+        "run_dir": str(WORK / "students" / f"seed-{seed}{_unless_usual(study, student)}"),
+        "data": {"path": str(teacher_data(student)), "seed": seed},
+        "train": {"seed": seed},
+    }
+    return _merged(_yaml(HERE / STUDENT), own)
 
 
 def teacher_config(teacher: Teacher) -> RunConfig:
@@ -149,7 +171,7 @@ def teacher_tree(teacher: Teacher) -> Tree:
     """The keys of that run which the study sets."""
     own = {
         "run_dir": str(teacher_folder(teacher.name)),
-        "data": {"path": str(WORK / "data" / f"teacher_train-{teacher.tokenizer}"), "seed": teacher.seed},
+        "data": {"path": str(teacher_data(teacher.tokenizer)), "seed": teacher.seed},
         "train": {"seed": teacher.seed},
     }
     return _merged(_yaml(HERE / MODEL_OF_TEACHER), own)
@@ -158,6 +180,11 @@ def teacher_tree(teacher: Teacher) -> Tree:
 def teacher_folder(name: str) -> Path:
     """Where a teacher is trained."""
     return WORK / "teachers" / name
+
+
+def teacher_data(tokenizer: str) -> Path:
+    """The teachers' text prepared for a model of a tokenizer alone."""
+    return WORK / "data" / f"teacher_train-{tokenizer}"
 
 
 def student_data(study: Study, student: str, text: str) -> Path:
@@ -178,6 +205,8 @@ def fingerprint(study: Study, trial: Trial, text: str) -> str:
     """
     run = run_tree(study, trial) | {"run_dir": ""}
     trained = [teacher_tree(study.teachers[name]) for name in trial.loss.teachers]
+    if trial.loss.pretrained:
+        trained.append(pretraining_tree(study, trial.loss.student, trial.seed))
     content = json.dumps([run, trained, text], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -186,16 +215,17 @@ def _unless_usual(study: Study, student: str) -> str:
     return "" if student == study.student else f"-student-{student}"
 
 
-def _loss(where: str, name: str, entry: Tree, student: str, teachers: Sequence[str]) -> Loss:
+def _loss(where: str, name: str, entry: Tree, setting: Tree) -> Loss:
     unknown = entry.keys() - VARIANT_KEYS
     if unknown:
         raise ConfigError(f"{where}: expected {', '.join(sorted(VARIANT_KEYS))}, got {', '.join(sorted(unknown))}")
-    chosen = tuple(entry.get("teachers", teachers))
+    chosen = tuple(entry.get("teachers", setting["teachers"]))
     weights = tuple(entry.get("weights", [1.0] * len(chosen)))
     if len(weights) != len(chosen):
         raise ConfigError(f"{where}: expected a weight for each of {len(chosen)} teachers, got {len(weights)}")
     rest = {key: value for key, value in entry.items() if key not in ("teachers", "weights")}
-    return Loss(name=name, student=student, teachers=chosen, weights=weights, **rest)
+    student, pretrained = setting["student"], bool(setting.get("pretrained"))
+    return Loss(name=name, student=student, pretrained=pretrained, teachers=chosen, weights=weights, **rest)
 
 
 def _weighted(loss: Loss) -> list[tuple[str, float]]:

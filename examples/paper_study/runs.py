@@ -28,7 +28,9 @@ Chosen = list[tuple[str, Loss]]
 
 def search(study: Study, chosen: Chosen, jobs: int) -> None:
     """Trains each loss at each rate with the seed of the search, and measures it on the validation text."""
-    trials = [Trial(setting, loss, rate, study.search_seed) for rate in study.rates for setting, loss in chosen]
+    trials = [
+        Trial(setting, loss, rate, study.search_seed) for setting, loss in chosen for rate in study.rates[setting]
+    ]
     run_all(study, trials, SEARCH, jobs, lambda trial: _measure(study, trial, "validation", prompts=False))
 
 
@@ -44,7 +46,7 @@ def best_rates(study: Study, chosen: Chosen) -> dict[tuple[str, str], float]:
     lines = {line["fingerprint"]: line for line in read_lines(SEARCH)}
     best: dict[tuple[str, str], float] = {}
     for setting, loss in chosen:
-        trials = [Trial(setting, loss, rate, study.search_seed) for rate in study.rates]
+        trials = [Trial(setting, loss, rate, study.search_seed) for rate in study.rates[setting]]
         scores = [(lines[name_of(study, trial)]["bits_per_byte"], trial.rate) for trial in trials]
         best[setting, loss.name] = min(scores)[1]
     return best

@@ -31,13 +31,34 @@ def test_all_trials_share_the_model_and_the_number_of_steps_and_those_of_a_token
     assert len({c.data for c in configs}) == 2
 
 
+def test_a_pretrained_student_begins_with_the_weights_of_its_seed() -> None:
+    loss = STUDY.settings["pretrained_split"]["gold"]
+    run = plan.run_config(STUDY, plan.Trial("pretrained_split", loss, 5e-3, 3))
+    before = plan.pretraining_config(STUDY, "cl100k", 3)
+    assert run.student_checkpoint == before.run_dir
+    assert (before.student, before.teachers, before.train) == (run.student, (), run.train)
+    assert before.data.path == plan.teacher_config(STUDY.teachers["cl100k"]).data.path
+    assert STUDY.rates["pretrained_split"] != STUDY.rates["split_numerals"]
+    assert plan.run_config(STUDY, TRIALS[0]).student_checkpoint is None
+
+
 def test_a_fingerprint_stands_for_all_that_decides_the_numbers() -> None:
     trial = TRIALS[0]
     another = STUDY.settings["ablations"]["w_top_2"]
+    before = replace(trial.loss, pretrained=True)
     trials = [trial, replace(trial, rate=1e-3), replace(trial, seed=2), replace(trial, loss=another)]
-    of_trials = {plan.fingerprint(STUDY, each, "text") for each in trials}
-    assert len(of_trials | {plan.fingerprint(STUDY, trial, "another text")}) == 5
+    of_trials = {plan.fingerprint(STUDY, each, "text") for each in (*trials, replace(trial, loss=before))}
+    assert len(of_trials | {plan.fingerprint(STUDY, trial, "another text")}) == 6
     assert plan.fingerprint(STUDY, replace(trial, setting="another"), "text") == plan.fingerprint(STUDY, trial, "text")
+
+
+def test_the_same_trial_under_another_name_is_run_once() -> None:
+    settings = STUDY.settings
+    same = [
+        plan.Trial(setting, settings[setting][name], 5e-3, 1)
+        for setting, name in (("split_numerals", "p_kl_mean"), ("ablations", "dynamic"), ("several_teachers", "qwen"))
+    ]
+    assert len({plan.fingerprint(STUDY, trial, "text") for trial in same}) == 1
 
 
 @pytest.mark.parametrize(
@@ -97,7 +118,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tables, "COUNTED", tmp_path / "runs.jsonl")
     seed = STUDY.search_seed
     for loss in ("ce", "gold"):
-        for rate in STUDY.rates:
+        for rate in STUDY.rates["split_numerals"]:
             trial = plan.Trial("split_numerals", STUDY.settings["split_numerals"][loss], rate, seed)
             found = {"bits_per_byte": abs(rate - 5e-3), "fingerprint": runs.name_of(STUDY, trial)}
             runs._append(tmp_path / "search.jsonl", found)  # pyright: ignore[reportPrivateUsage]
