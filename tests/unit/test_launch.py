@@ -205,6 +205,8 @@ def test_files_must_exist_and_be_seen_in_the_container(tmp_path: Path) -> None:
     for name in ("data/student_train", "teacher", "projection.safetensors"):
         (tmp_path / "quickstart" / name).mkdir(parents=True)
     plan.check_files()
+    with pytest.raises(ConfigError, match=r"student_checkpoint: .*pretrained does not exist"):
+        replace(plan, run=replace(plan.run, student_checkpoint="pretrained")).check_files()
     container = ContainerConfig(image="x", mounts=("/usr:/usr",))
     with pytest.raises(ConfigError, match=r"run_dir: .* lies in none of the container's mounts \(/usr\)"):
         replace(plan, cluster=replace(plan.cluster, container=container)).check_files()
