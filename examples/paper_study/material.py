@@ -18,11 +18,12 @@ from examples.paper_study.plan import (
     student_data,
     teacher_config,
 )
-from examples.paper_study.text import make_text
+from examples.paper_study.text import make_text, teachers_text
 from nemo_xtoken.config import RunConfig
 from nemo_xtoken.config_io import save_run
 
 TEXT = WORK / "text"
+PARTS = WORK / "parts_of_text"
 TOKENIZERS = WORK / "tokenizers"
 RANK_FILES = {"cl100k": "cl100k_base.tiktoken", "o200k": "o200k_base.tiktoken", "qwen": "qwen.tiktoken"}
 TRAINING = ("teacher_train", "student_train")
@@ -35,12 +36,12 @@ def make_material(study: Study, losses: Iterable[Loss], seeds: int) -> None:
     make_text(TEXT)
     _cut_tokenizers(study)
     for student in sorted({loss.student for loss in losses}):
-        _prepare("student_train", student, student_data(study, student, "student_train"), _others(study))
-        for name in ("validation", "heldout"):
-            _prepare(name, student, student_data(study, student, name), ())
+        for name in ("student_train", "validation", "heldout"):
+            others = _others(study) if name == "student_train" else ()
+            _prepare(TEXT / f"{name}.jsonl", student, student_data(study, student, name), others)
     for name in sorted({name for loss in losses for name in loss.teachers}):
         teacher = study.teachers[name]
-        _train(f"the teacher {name}", teacher.tokenizer, teacher_config(teacher))
+        _train(f"the teacher {name}", teacher.tokenizer, teacher_config(teacher), teacher.text)
     for loss in losses:
         for name in loss.teachers:
             _build_projection(study, study.teachers[name], loss)
@@ -85,30 +86,19 @@ def _cut_tokenizers(study: Study) -> None:
         _run([sys.executable, "examples/cut_vocabulary.py", ranks, *texts, "--out", str(out)])
 
 
-def _prepare(text: str, student: str, out: Path, teachers: Iterable[str]) -> None:
+def _prepare(text: Path, student: str, out: Path, teachers: Iterable[str]) -> None:
     if not out.is_dir():
         named = [argument for teacher in teachers for argument in ("--teacher", teacher)]
-        _run(
-            [
-                _command(),
-                "data",
-                "prepare",
-                str(TEXT / f"{text}.jsonl"),
-                "--student",
-                spec(student),
-                *named,
-                "--out",
-                str(out),
-            ]
-        )
+        files = [str(text), "--student", spec(student), *named, "--out", str(out)]
+        _run([_command(), "data", "prepare", *files])
 
 
-def _train(name: str, tokenizer: str, config: RunConfig) -> None:
-    """Train a model on the teachers' text, unless it has been."""
+def _train(name: str, tokenizer: str, config: RunConfig, part: str = "all") -> None:
+    """Train a model on a part of the teachers' text, unless it has been."""
     folder = Path(config.run_dir)
     if (done := folder.with_name(f"{folder.name}.done")).exists():
         return
-    _prepare("teacher_train", tokenizer, Path(config.data.path), ())
+    _prepare(teachers_text(TEXT, part, PARTS), tokenizer, Path(config.data.path), ())
     print(f"training {name}, {config.train.steps} steps", flush=True)
     train(config, folder.with_name(f"{folder.name}.log"))
     done.touch()

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
@@ -48,11 +48,17 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A teacher: the tokenizer that it was trained with, and the seed of its training."""
+    """A teacher: the tokenizer that it was trained with, the seed and the text of its training.
+
+    text   all of the teachers' text, or the part of it that is problems, or sums
+    steps  of its training; None: those of teacher.yaml
+    """
 
     name: str
     tokenizer: str
     seed: int
+    text: Literal["all", "problems", "sums"] = "all"
+    steps: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +177,8 @@ def teacher_tree(teacher: Teacher) -> Tree:
     """The keys of that run which the study sets."""
     own = {
         "run_dir": str(teacher_folder(teacher.name)),
-        "data": {"path": str(teacher_data(teacher.tokenizer)), "seed": teacher.seed},
-        "train": {"seed": teacher.seed},
+        "data": {"path": str(teacher_data(teacher.tokenizer, teacher.text)), "seed": teacher.seed},
+        "train": {"seed": teacher.seed} | ({} if teacher.steps is None else {"steps": teacher.steps}),
     }
     return _merged(_yaml(HERE / MODEL_OF_TEACHER), own)
 
@@ -182,9 +188,9 @@ def teacher_folder(name: str) -> Path:
     return WORK / "teachers" / name
 
 
-def teacher_data(tokenizer: str) -> Path:
-    """The teachers' text prepared for a model of a tokenizer alone."""
-    return WORK / "data" / f"teacher_train-{tokenizer}"
+def teacher_data(tokenizer: str, part: str = "all") -> Path:
+    """The teachers' text, or a part of it, prepared for a model of a tokenizer alone."""
+    return WORK / "data" / "-".join(["teacher_train", tokenizer, *([] if part == "all" else [part])])
 
 
 def student_data(study: Study, student: str, text: str) -> Path:

@@ -24,6 +24,8 @@ INSTRUCTION = " Give the result as your final answer. Do not include units."
 SUMS_OF_A_DOCUMENT = 8
 COUNTS = {"teacher_train": 6000, "student_train": 300, "validation": 100, "heldout": 200}
 PROMPTS = 200
+PARTS = ("problems", "sums")
+"""What the documents of a file are in turns."""
 
 Sum = tuple[str, str]
 """A sum up to its equals sign, and its result."""
@@ -48,6 +50,17 @@ def make_text(folder: Path) -> None:
     questions = (pair for pair in dict.fromkeys(chain.from_iterable(sums["heldout"])) if pair not in known)
     prompts = ({"prompt": prompt, "answer": answer} for prompt, answer in islice(questions, PROMPTS))
     _write(folder / "prompts.jsonl", prompts)
+
+
+def teachers_text(folder: Path, part: str, parts: Path) -> Path:
+    """The teachers' text in `folder`, or the file in `parts` of its `problems` or `sums`, which is made."""
+    whole, out = folder / "teacher_train.jsonl", parts / f"{part}.jsonl"
+    if part == "all":
+        return whole
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lines = whole.read_text(encoding="utf-8").splitlines()
+    _write(out, (json.loads(line) for line in lines[PARTS.index(part) :: len(PARTS)]))
+    return out
 
 
 def _problems(seed: int) -> Iterator[str]:

@@ -104,6 +104,18 @@ def test_probabilities_of_all_tokens_are_the_teacher(folder: Path, name: str) ->
         assert line["kd"] == pytest.approx(exact["kd"], rel=1e-2)
 
 
+@pytest.mark.parametrize("cache", ["fp32", "all"])
+def test_what_is_stored_says_how_tokens_go_on(folder: Path, cache: str) -> None:
+    loss = LossConfig(merge="first", chain=True)
+    config = toy.student_run(folder, f"chain_colocated_{cache}")
+    exact = curve(replace(config, teachers=(replace(config.teachers[0], loss=loss),)))
+    lines = curve(cached(folder, f"chain_{cache}", cache, loss, parallel=LAYOUTS["tp2"]))
+    assert exact[0]["kd"] > 1.05 * toy.metrics(toy.student_run(folder, "colocated"))[0]["kd"]  # there are pieces
+    for line, expected in zip(lines, exact, strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+        assert line["kd"] == pytest.approx(expected["kd"], rel=1e-4 if cache == "fp32" else 1e-2)
+
+
 def test_draws_train_as_the_teacher_does(folder: Path) -> None:
     loss = LossConfig(merge="first", teacher_top_k=None)
     fill(cached(folder, "any", "draws"), Storage(stored_as="sampled", count=16))

@@ -89,6 +89,9 @@ def test_the_text_is_made_once_and_prompts_are_nothing_that_a_student_has_read(
 ) -> None:
     monkeypatch.setattr(text, "COUNTS", {"teacher_train": 20, "student_train": 30, "validation": 5, "heldout": 10})
     text.make_text(tmp_path)
+    for part in ("problems", "sums"):
+        file = text.teachers_text(tmp_path, part, tmp_path / "parts")
+        assert all((" = " in json.loads(line)["text"].split("\n")[0]) == (part == "sums") for line in file.open())
     parts = {name: [json.loads(line)["text"] for line in (tmp_path / f"{name}.jsonl").open()] for name in text.COUNTS}
     assert {name: len(part) for name, part in parts.items()} == {name: 2 * n for name, n in text.COUNTS.items()}
     everything = [document for part in parts.values() for document in part]
