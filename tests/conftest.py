@@ -37,6 +37,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None if any(path.is_relative_to(collection_path) for path in asked) else True
 
 
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(1)  # threads of its own do not survive a fork, and the ranks of tests are forked
+
 HAS_CUDA = torch.cuda.device_count() > 0  # unlike is_available, leaves CUDA alone, so that tests may fork
 if not HAS_CUDA:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
