@@ -27,10 +27,11 @@ Chosen = list[tuple[str, Loss]]
 
 
 def search(study: Study, chosen: Chosen, jobs: int) -> None:
-    """Trains each loss at each rate with the seed of the search, and measures it on the validation text."""
-    trials = [
-        Trial(setting, loss, rate, study.search_seed) for setting, loss in chosen for rate in study.rates[setting]
-    ]
+    """Trains each loss at each rate with the seed of the search, and measures it on the validation text.
+
+    In a setting of one rate there is nothing to search.
+    """
+    trials = [trial for setting, loss in chosen for trial in _trials_of_search(study, setting, loss)]
     run_all(study, trials, SEARCH, jobs, lambda trial: _measure(study, trial, "validation", prompts=False))
 
 
@@ -46,10 +47,15 @@ def best_rates(study: Study, chosen: Chosen) -> dict[tuple[str, str], float]:
     lines = {line["fingerprint"]: line for line in read_lines(SEARCH)}
     best: dict[tuple[str, str], float] = {}
     for setting, loss in chosen:
-        trials = [Trial(setting, loss, rate, study.search_seed) for rate in study.rates[setting]]
+        trials = _trials_of_search(study, setting, loss)
         scores = [(lines[name_of(study, trial)]["bits_per_byte"], trial.rate) for trial in trials]
-        best[setting, loss.name] = min(scores)[1]
+        best[setting, loss.name] = min(scores)[1] if scores else study.rates[setting][0]
     return best
+
+
+def _trials_of_search(study: Study, setting: str, loss: Loss) -> list[Trial]:
+    rates = study.rates[setting]
+    return [Trial(setting, loss, rate, study.search_seed) for rate in rates] if len(rates) > 1 else []
 
 
 def run_all(study: Study, trials: Iterable[Trial], file: Path, jobs: int, measure: Callable[[Trial], Line]) -> None:

@@ -1,9 +1,9 @@
 """The loss's cost: CPU-seconds beside a floor of the same run, peak memory, and growth with rows and tp.
 
-    python -m tests.benchmarks.bench_losses [--part logits hidden small_heads rows tp] [--repeats 3] [--json]
+    python -m tests.benchmarks.bench_losses [--part logits hidden small_heads numerals rows tp] [--repeats 3] [--json]
 
 Llama-3.1 student, Qwen3 teacher: their W, 128,256 and 151,936 columns, float32, one thread, every row a chunk of one
-token on either side. Each part is measured in a process of its own, each peak in one more. Floors:
+token on either side; in `numerals` a text of sums, whose numerals the teacher splits. Each part is measured in a process of its own, each peak in one more. Floors:
   logits  both log-sum-exps, the teacher's column maxima, one dense gradient written
   hidden  cross-entropy of the student's head, forward and backward, and the teacher head's product
 Medians of CPU-seconds over the repeats, after a warm-up.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import random
 import resource
 import statistics
 import subprocess
@@ -25,20 +26,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from nemo_xtoken import losses, projection, tokenizers
+from nemo_xtoken.alignment import align
 from nemo_xtoken.config import LossConfig
 from nemo_xtoken.parallel import cut_head, distillation_loss, shard_pair, shard_projection
 from nemo_xtoken.projection import ProjectionMatrix
-from nemo_xtoken.types import ChunkRows, DistillBatch
+from nemo_xtoken.tokenizers import Tokenizer
+from nemo_xtoken.types import IGNORED_LABEL, ChunkRows, Chunks, DistillBatch
 from tests.distributed.ranks import run_ranks
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TOKENIZERS = CHECKOUT / ".cache" / "tokenizers"
 TEACHER_COLUMNS = 151936
+BOUNDS = ("student_start", "student_end", "teacher_start", "teacher_end")
 LOGITS_ROWS, HIDDEN_ROWS = 512, 256
 GROWTH_ROWS = (512, 2048, 8192)
 TP_SIZES = (1, 2, 4, 8)
@@ -67,17 +72,23 @@ PEAKS = {
     "logits_memory_mib": ("logits", ("p_kl, top 8192", "h_kl", "gold")),
     "hidden_memory_mib": ("hidden", ("p_kl, all columns", "p_kl, top 8192")),
 }
+NUMERALS_CONFIGS = {
+    "p_kl, first": LossConfig(merge="first"),
+    "p_kl, chain": LossConfig(merge="first", chain=True),
+    "p_kl, mean": LossConfig(),
+}
+Ids = NDArray[np.int32]
 Row = dict[str, float]
 Part = dict[str, Row]
 Run = Callable[[], object]
 
 
-def real_matrix() -> ProjectionMatrix:
-    """W of Llama-3.1 and Qwen3, from the fetched tokenizers."""
+def real_pair() -> tuple[Tokenizer, Tokenizer]:
+    """Llama-3.1's tokenizer and Qwen3's, fetched where they are not there."""
     for script in ("examples/fetch_tokenizers.py", "tests/fetch_test_tokenizers.py"):
         subprocess.run([sys.executable, script, str(TOKENIZERS)], cwd=CHECKOUT, check=True, stdout=subprocess.DEVNULL)
     student = tokenizers.load(f"{TOKENIZERS}/llama3.model?pattern=llama3")
-    return projection.build(student, tokenizers.load(f"{TOKENIZERS}/qwen.tiktoken?pattern=qwen"))
+    return student, tokenizers.load(f"{TOKENIZERS}/qwen.tiktoken?pattern=qwen")
 
 
 def one_to_one_batch(rows: int, vocab: int) -> DistillBatch:
@@ -96,6 +107,35 @@ def one_to_one_batch(rows: int, vocab: int) -> DistillBatch:
         teacher_labels=ids,
         chunks=chunks,
     )
+
+
+def sums_batch(rows: int) -> DistillBatch:
+    """A sequence of sums, with as many student tokens as rows."""
+    rng = random.Random(0)
+    pairs = [(rng.randrange(1000), rng.randrange(1000)) for _ in range(rows)]
+    student, teacher = (each.encode("".join(f"{a} + {b} = {a + b}\n" for a, b in pairs)) for each in real_pair())
+    chunks = align(student, teacher)
+    first = int(np.searchsorted(chunks.student_end, rows, side="right"))
+    chunks = Chunks(*(column[1:first] for column in vars(chunks).values()))  # nothing predicts the first token
+    sides = {
+        f"{name}_{key}": value
+        for name, ids, end in (
+            ("student", student.ids, int(chunks.student_end[-1])),
+            ("teacher", teacher.ids, int(chunks.teacher_end[-1])),
+        )
+        for key, value in _side(ids[:end]).items()
+    }
+    bounds = {name: torch.as_tensor(getattr(chunks, name) - 1) for name in BOUNDS}
+    mask = torch.ones(len(chunks)).bool()
+    loss_mask = (sides["student_labels"] != IGNORED_LABEL).float()
+    return DistillBatch(**sides, student_loss_mask=loss_mask, chunks=ChunkRows(**bounds, mask=mask))
+
+
+def _side(ids: Ids) -> dict[str, Tensor]:
+    tokens = torch.as_tensor(ids, dtype=torch.int64)[None]
+    labels = torch.full_like(tokens, IGNORED_LABEL)
+    labels[:, :-1] = tokens[:, 1:]
+    return {"tokens": tokens, "position_ids": torch.arange(tokens.shape[1])[None], "labels": labels}
 
 
 class Logits:
@@ -132,16 +172,16 @@ class Logits:
 class Hidden:
     """Hidden states and heads, made once."""
 
-    def __init__(self, matrix: ProjectionMatrix, rows: int, student_hidden: int, teacher_hidden: int) -> None:
+    def __init__(self, matrix: ProjectionMatrix, batch: DistillBatch, student_hidden: int, teacher_hidden: int) -> None:
         generator = torch.Generator().manual_seed(0)
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator) * 0.02
 
-        self.matrix, self.batch = matrix, one_to_one_batch(rows, matrix.student_vocab_size)
-        self.student_hidden = normal(rows, student_hidden).requires_grad_()
+        self.matrix, self.batch = matrix, batch
+        self.student_hidden = normal(batch.student_tokens.numel(), student_hidden).requires_grad_()
         self.student_head = normal(matrix.student_vocab_size, student_hidden).requires_grad_()
-        self.teacher_hidden = normal(rows, teacher_hidden)
+        self.teacher_hidden = normal(batch.teacher_tokens.numel(), teacher_hidden)
         self.teacher_head = normal(TEACHER_COLUMNS, teacher_hidden)
 
     @property
@@ -222,7 +262,7 @@ def measure_logits(matrix: ProjectionMatrix, repeats: int) -> Part:
 
 
 def measure_hidden(matrix: ProjectionMatrix, repeats: int, sizes: tuple[int, int] = (2048, 2560)) -> Part:
-    hidden = Hidden(matrix, HIDDEN_ROWS, *sizes)
+    hidden = Hidden(matrix, one_to_one_batch(HIDDEN_ROWS, matrix.student_vocab_size), *sizes)
     runs = {name: hidden.loss(config) for name, config in HIDDEN_CONFIGS.items()}
     return measured(hidden.floor, runs, hidden.gradient_mib, repeats)
 
@@ -231,11 +271,18 @@ def measure_small_heads(matrix: ProjectionMatrix, repeats: int) -> Part:
     return measure_hidden(matrix, repeats, (128, 128))
 
 
+def measure_numerals(matrix: ProjectionMatrix, repeats: int) -> Part:
+    """Sums of numbers, which the teacher splits, from hidden states as large as those of `hidden`."""
+    hidden = Hidden(matrix, sums_batch(HIDDEN_ROWS), 2048, 2560)
+    runs = {name: hidden.loss(config) for name, config in NUMERALS_CONFIGS.items()}
+    return measured(hidden.floor, runs, hidden.gradient_mib, repeats)
+
+
 def measure_rows(matrix: ProjectionMatrix, repeats: int) -> Part:
     """Milliseconds a row from hidden states of 128, and peak memory, as rows grow."""
     part: Part = {}
     for rows in GROWTH_ROWS:
-        hidden = Hidden(matrix, rows, 128, 128)
+        hidden = Hidden(matrix, one_to_one_batch(rows, matrix.student_vocab_size), 128, 128)
         run = hidden.loss(LossConfig())
         memory = peak_mib(run) - hidden.gradient_mib
         seconds = cpu_seconds(run, 1 if rows > GROWTH_ROWS[0] else repeats)
@@ -247,7 +294,7 @@ def measure_rows(matrix: ProjectionMatrix, repeats: int) -> Part:
 def measure_tp(matrix: ProjectionMatrix, repeats: int) -> Part:
     """From hidden states of 128: the slowest rank's CPU-seconds, and the values of W^T p that a rank sends for a row in
     the forward: the mean over the ranks, as many as it receives, and the most that one sends or receives."""
-    hidden = Hidden(matrix, HIDDEN_ROWS, 128, 128)
+    hidden = Hidden(matrix, one_to_one_batch(HIDDEN_ROWS, matrix.student_vocab_size), 128, 128)
     part: Part = {}
     for tp_size in TP_SIZES:
         ranks = run_ranks(tp_size, tp_rank, hidden, tp_size, repeats, timeout=300)
@@ -280,6 +327,7 @@ PARTS: dict[str, Callable[[ProjectionMatrix, int], Part]] = {
     "logits": measure_logits,
     "hidden": measure_hidden,
     "small_heads": measure_small_heads,
+    "numerals": measure_numerals,
     "rows": measure_rows,
     "tp": measure_tp,
 }
@@ -311,7 +359,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments: Any = parser.parse_args()
     torch.set_num_threads(1)
-    matrix = real_matrix()
+    matrix = projection.build(*real_pair())
     parts = {name: forked(lambda name=name: PARTS[name](matrix, arguments.repeats)) for name in arguments.part}
     if arguments.json:
         print(json.dumps(summary(parts)))
