@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.bench_losses [--part logits hidden small_heads numerals rows tp] [--repeats 3] [--json]
 
-Llama-3.1 student, Qwen3 teacher: their W, 128,256 and 151,936 columns, float32, one thread, every row a chunk of one
-token on either side; in `numerals` a text of sums, whose numerals the teacher splits. Each part is measured in a process of its own, each peak in one more. Floors:
+Llama-3.1 student, Qwen3 teacher: their W, 128,256 and 151,936 columns, float32, one thread. Every row is a chunk of one
+token on either side, but in `numerals`: a text of sums, whose numerals the teacher splits. Each part is measured in a
+process of its own, each peak in one more. Floors:
   logits  both log-sum-exps, the teacher's column maxima, one dense gradient written
   hidden  cross-entropy of the student's head, forward and backward, and the teacher head's product
 Medians of CPU-seconds over the repeats, after a warm-up.
@@ -117,25 +118,21 @@ def sums_batch(rows: int) -> DistillBatch:
     chunks = align(student, teacher)
     first = int(np.searchsorted(chunks.student_end, rows, side="right"))
     chunks = Chunks(*(column[1:first] for column in vars(chunks).values()))  # nothing predicts the first token
-    sides = {
-        f"{name}_{key}": value
-        for name, ids, end in (
-            ("student", student.ids, int(chunks.student_end[-1])),
-            ("teacher", teacher.ids, int(chunks.teacher_end[-1])),
-        )
-        for key, value in _side(ids[:end]).items()
-    }
+    of_student = _side("student", student.ids[: int(chunks.student_end[-1])])
+    of_teacher = _side("teacher", teacher.ids[: int(chunks.teacher_end[-1])])
     bounds = {name: torch.as_tensor(getattr(chunks, name) - 1) for name in BOUNDS}
     mask = torch.ones(len(chunks)).bool()
-    loss_mask = (sides["student_labels"] != IGNORED_LABEL).float()
-    return DistillBatch(**sides, student_loss_mask=loss_mask, chunks=ChunkRows(**bounds, mask=mask))
+    loss_mask = (of_student["student_labels"] != IGNORED_LABEL).float()
+    chunk_rows = ChunkRows(**bounds, mask=mask)
+    return DistillBatch(**of_student, **of_teacher, student_loss_mask=loss_mask, chunks=chunk_rows)
 
 
-def _side(ids: Ids) -> dict[str, Tensor]:
+def _side(side: str, ids: Ids) -> dict[str, Any]:
     tokens = torch.as_tensor(ids, dtype=torch.int64)[None]
     labels = torch.full_like(tokens, IGNORED_LABEL)
     labels[:, :-1] = tokens[:, 1:]
-    return {"tokens": tokens, "position_ids": torch.arange(tokens.shape[1])[None], "labels": labels}
+    named = {"tokens": tokens, "position_ids": torch.arange(tokens.shape[1])[None], "labels": labels}
+    return {f"{side}_{name}": tensor for name, tensor in named.items()}
 
 
 class Logits:
@@ -272,8 +269,8 @@ def measure_small_heads(matrix: ProjectionMatrix, repeats: int) -> Part:
 
 
 def measure_numerals(matrix: ProjectionMatrix, repeats: int) -> Part:
-    """Sums of numbers, which the teacher splits, from hidden states as large as those of `hidden`."""
-    hidden = Hidden(matrix, sums_batch(HIDDEN_ROWS), 2048, 2560)
+    """Sums of numbers, which the teacher splits, from hidden states of 128."""
+    hidden = Hidden(matrix, sums_batch(HIDDEN_ROWS), 128, 128)
     runs = {name: hidden.loss(config) for name, config in NUMERALS_CONFIGS.items()}
     return measured(hidden.floor, runs, hidden.gradient_mib, repeats)
 

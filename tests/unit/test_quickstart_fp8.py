@@ -111,7 +111,7 @@ def test_without_a_teacher_or_with_a_damaged_line_there_is_one_line_of_error(
         read_lines(tmp_path / "runs.jsonl")
 
 
-def test_the_readme_has_the_table_of_the_committed_runs() -> None:
+def test_the_page_has_the_table_of_the_committed_runs() -> None:
     lines = read_lines(CHECKOUT / "examples" / "quickstart_fp8_results" / quickstart_fp8.RESULTS)
     assert {line["recipe"] for line in lines} == {CONTROL, *RECIPES}
-    assert markdown(lines) in (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    assert markdown(lines) in (CHECKOUT / "docs" / "fp8.md").read_text(encoding="utf-8")
