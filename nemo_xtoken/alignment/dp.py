@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nemo_xtoken.alignment.align import align
 from nemo_xtoken.alignment.near_equals import count_open, count_open_everywhere
-from nemo_xtoken.alignment.score_tables import GAINS, LONGEST_WINDOW, better_chunks
+from nemo_xtoken.alignment.score_tables import GAINS, LONGEST_WINDOW, Chunk, better_chunks
 from nemo_xtoken.alignment.token_strings import LONGEST_RUN, Flags, TokenStrings, token_strings
 from nemo_xtoken.tokenizers import Tokenizer
 from nemo_xtoken.types import Chunks, Encoding
@@ -19,6 +19,9 @@ Indices = NDArray[np.int64]
 
 PADDING = 2
 """Stretches that a window has before its first and after its last open token."""
+
+_PADDED = np.array([[-PADDING], [PADDING + 1]])
+"""From the first and the last open token's stretch to the window's first and the one after its last."""
 
 PAIR_SCORE, RUN_SCORE, GAP_SCORE = 3.0, 1.5, -1.5
 
@@ -42,33 +45,44 @@ def align_dp(
     Time and memory are linear in tokens.
     Raises AlignmentError where the two cover texts of different length.
     """
-    nodes = _nodes(align(student, teacher), len(student), len(teacher))
+    nodes = _nodes(student, teacher)
     strings = token_strings((student, teacher), (student_tokenizer, teacher_tokenizer))
-    sizes = nodes[:, 1:] - nodes[:, :-1]
-    longer = (sizes[0] * sizes[1] != 1).nonzero()[0]
-    paired = _paired(nodes, sizes, longer, strings)
-    opened = _opened(nodes, sizes, longer, paired, strings)
+    sizes: Indices = nodes[:, 1:] - nodes[:, :-1]
+    paired = _paired(nodes, sizes, strings)
+    opened = _opened(nodes, sizes, paired, strings)
     windows, edges, whole = _windows(nodes, opened, student.ends, teacher.ends)
     if not len(windows):
-        return _chunks(nodes, paired, np.zeros((0, 4), np.int64))
+        return _chunks(nodes, paired)
     better, found = better_chunks(windows, _gains(sizes, paired, edges, whole), strings)
     for first, last in edges[:, better].T.tolist():
         paired[first:last] = False
-    return _chunks(nodes, paired, np.array(sorted(found), np.int64).reshape(-1, 4))
+    return _chunks(nodes, paired, found)
 
 
-def _chunks(nodes: Indices, paired: Flags, found: Indices) -> Chunks:
-    """The stretches that are chunks, and the chunks [c, 4] that were found between these, in the text's order."""
+def _chunks(nodes: Indices, paired: Flags, found: Sequence[Chunk] = ()) -> Chunks:
+    """The stretches that are chunks, and the chunks that were found between these, in the text's order."""
     places = paired.nonzero()[0]
-    own = cast("Indices", np.searchsorted(places, np.searchsorted(nodes[0], found[:, 0], side="right")))
-    if len(found):
-        places = np.insert(places, own, 0)
-    columns = np.empty((4, len(places)), np.int64)
+    if not found:
+        return _chunks_of(_at(nodes, places))
+    between = np.array(sorted(found), np.int64).T
+    stretches = cast("Indices", np.searchsorted(nodes[0], between[0], side="right"))
+    own = cast("Indices", np.searchsorted(places, stretches))
+    columns = _at(nodes, np.insert(places, own, 0))
+    columns[:, own + np.arange(len(own))] = between
+    return _chunks_of(columns)
+
+
+def _at(nodes: Indices, places: Indices) -> Indices:
+    """[4, p] the columns of chunks that are the stretches at places."""
+    columns: Indices = np.empty((4, len(places)), np.int64)
     for column, of_side in zip(columns, (nodes[0], nodes[0, 1:], nodes[1], nodes[1, 1:]), strict=True):
         of_side.take(places, out=column, mode="clip")
-    columns[:, own + np.arange(len(own))] = found.T
+    return columns
+
+
+def _chunks_of(columns: Indices) -> Chunks:
     student_start, student_end, teacher_start, teacher_end = columns
-    return Chunks(student_start, student_end, teacher_start, teacher_end, np.ones(len(places), np.bool_))
+    return Chunks(student_start, student_end, teacher_start, teacher_end, np.ones(len(student_start), np.bool_))
 
 
 def _gains(sizes: Indices, paired: Flags, edges: Indices, whole: Flags) -> Indices:
@@ -91,33 +105,29 @@ def score(chunks: Chunks, num_student: int, num_teacher: int) -> float:
     return float(np.where(longer == 1, PAIR_SCORE, RUN_SCORE * longer).sum()) + GAP_SCORE * gaps
 
 
-def _nodes(chunks: Chunks, num_student: int, num_teacher: int) -> Indices:
+def _nodes(student: Encoding, teacher: Encoding) -> Indices:
     """[2, g + 1] the student's and the teacher's token with which each chunk and each gap begins, and their ends."""
+    chunks = align(student, teacher)
     starts = np.empty((2, len(chunks) + 1), np.int64)
-    starts[:, -1] = num_student, num_teacher
+    starts[:, -1] = len(student), len(teacher)
     starts[0, :-1], starts[1, :-1] = chunks.student_start, chunks.teacher_start
+    if len(chunks) and student.roles is None and teacher.roles is None:
+        return starts
     ends = np.zeros_like(starts)
     ends[0, 1:], ends[1, 1:] = chunks.student_end, chunks.teacher_end
-    if np.array_equal(starts, ends):
-        return starts
     gaps = (starts != ends).any(axis=0).nonzero()[0]
     return np.stack([np.insert(end, gaps + 1, start[gaps]) for start, end in zip(starts, ends, strict=True)])
 
 
-def _paired(nodes: Indices, sizes: Indices, longer: Indices, strings: TokenStrings) -> Flags:
-    """[g] stretches of one token, or one and up to LONGEST_RUN, whose strings are equal.
-
-    sizes [2, g] tokens of each stretch; longer: the stretches that are not of one token on both sides
-    """
-    of_student, of_teacher = (strings.side(side).take(nodes[side, :-1], mode="clip") for side in (0, 1))
-    paired: Flags = of_student == of_teacher
-    paired[longer] = False
-    tokens = sizes.take(longer, axis=1)
-    stretches = longer[(np.minimum(*tokens) == 1) & (np.maximum(*tokens) <= LONGEST_RUN)]
-    lengths = sizes.take(stretches, axis=1) - 1
-    runs = strings.runs(nodes.take(stretches, axis=1), 1)[:, 0]
-    of_student, of_teacher = (runs[lengths[side], side, np.arange(len(stretches))] for side in (0, 1))
-    paired[stretches] = of_student == of_teacher
+def _paired(nodes: Indices, sizes: Indices, strings: TokenStrings) -> Flags:
+    """[g] stretches of one token, or one and up to LONGEST_RUN, whose strings are equal. sizes [2, g]: their tokens."""
+    paired: Flags = strings.at(nodes[0, :-1]) == strings.at(nodes[1, :-1] + strings.begins[1])
+    paired &= sizes[0] * sizes[1] == 1
+    others = (~paired).nonzero()[0]
+    tokens = sizes.take(others, axis=1)
+    largest: Indices = np.maximum(*tokens)
+    can_be: Flags = (np.minimum(*tokens) == 1) & (largest <= LONGEST_RUN)
+    paired[others] = can_be & strings.is_run(nodes.take(others + 1, axis=1), tokens)
     return paired
 
 
@@ -126,7 +136,7 @@ def _is_short(nodes: Indices) -> bool:
     return int(nodes[0, -1]) + int(nodes[1, -1]) <= LONGEST_WINDOW
 
 
-def _opened(nodes: Indices, sizes: Indices, longer: Indices, paired: Flags, strings: TokenStrings) -> Indices:
+def _opened(nodes: Indices, sizes: Indices, paired: Flags, strings: TokenStrings) -> Indices:
     """[o] the stretch of each open token, ascending.
 
     An equal pair loses nothing. A run loses 1, as every path does at its single token if no equal of that is near on
@@ -136,7 +146,7 @@ def _opened(nodes: Indices, sizes: Indices, longer: Indices, paired: Flags, stri
     others = (~paired).nonzero()[0]
     if not _is_short(nodes):
         return np.repeat(others, count_open(nodes, sizes, others, strings))
-    runs = longer[paired[longer]]
+    runs = (paired & (sizes[0] * sizes[1] > 1)).nonzero()[0]
     counts = (
         count_open_everywhere(nodes, sizes, others, strings),
         count_open_everywhere(nodes, sizes, runs, strings, singles=True),
@@ -172,12 +182,11 @@ def _edges(opened: Indices, num_stretches: int, *, is_short: bool) -> Indices:
         return np.zeros((2, 0), np.int64)
     if is_short:
         return np.array([[0], [num_stretches]])
-    is_first = np.ones(len(opened) + 1, np.bool_)
-    np.greater(opened[1:] - opened[:-1], 2 * PADDING + 1, out=is_first[1:-1])
-    firsts = is_first.nonzero()[0]
-    begins = firsts[:-1][firsts[1:] - firsts[:-1] > 1]
-    lasts = firsts[1:][firsts[1:] - firsts[:-1] > 1] - 1
-    return np.stack([np.maximum(opened[begins] - PADDING, 0), np.minimum(opened[lasts] + PADDING + 1, num_stretches)])
+    is_near = np.zeros(len(opened) + 1, np.bool_)
+    np.less_equal(opened[1:] - opened[:-1], 2 * PADDING + 1, out=is_near[1:-1])
+    first_and_last: Indices = (is_near[1:] != is_near[:-1]).nonzero()[0]
+    edges: Indices = opened.take(first_and_last.reshape(-1, 2).T) + _PADDED
+    return np.minimum(np.maximum(edges, 0, out=edges), num_stretches, out=edges)
 
 
 def _cut(

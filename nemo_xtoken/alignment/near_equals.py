@@ -15,6 +15,9 @@ NEAR = 4
 LONGEST_TESTED = 6
 """Tokens of either side in a stretch whose tokens are looked for one by one; of a longer one, two are open."""
 
+_AROUND = np.array([[-1], [0], [2]])
+"""The stretches with whose beginning begins what is near a stretch and where it ends, the stretch's own between."""
+
 _BLOCK = 1 << 10
 """Stretches that are compared at a time."""
 
@@ -27,12 +30,14 @@ def count_open(nodes: Indices, sizes: Indices, stretches: Indices, strings: Toke
     nodes [2, g + 1], sizes [2, g]: where each stretch begins, and its tokens
     stretches   [m]
     """
+    if not len(stretches):
+        return np.zeros(0, np.int64)
     numbers = sizes.take(stretches, axis=1)
     largest: Indices = np.maximum(*numbers)
-    tested = (largest <= LONGEST_TESTED).nonzero()[0]
-    if len(tested) > _BLOCK:
-        tested = tested[largest[tested].argsort(kind="stable")]
+    if len(stretches) <= _BLOCK and int(largest.max()) <= LONGEST_TESTED:
+        return _count_block(nodes, numbers, stretches, strings)
     counts = np.full(len(stretches), 2)
+    tested = largest.argsort(kind="stable")[: int(np.count_nonzero(largest <= LONGEST_TESTED))]
     for begin in range(0, len(tested), _BLOCK):
         block = tested[begin : begin + _BLOCK]
         counts[block] = _count_block(nodes, numbers.take(block, axis=1), stretches[block], strings)
@@ -40,7 +45,8 @@ def count_open(nodes: Indices, sizes: Indices, stretches: Indices, strings: Toke
 
 
 def _count_block(nodes: Indices, numbers: Indices, stretches: Indices, strings: TokenStrings) -> Indices:
-    first, here, last = (nodes.take(stretches + steps, axis=1, mode="clip") for steps in (-1, 0, 2))
+    around = nodes.take(stretches + _AROUND, axis=1, mode="clip")
+    first, here, last = around[:, 0], around[:, 1], around[:, 2]
     runs = strings.remainders(here - NEAR, NEAR + max(NEAR, int(numbers.max())), (first, last))
     return _count(runs[:, NEAR + 1 - LONGEST_RUN :], runs[:, : 2 * NEAR], numbers)
 
@@ -72,7 +78,7 @@ def _count(around: Remainders, near: Remainders, numbers: Indices) -> Indices:
     near     [LONGEST_RUN, k, 2, m] or [1, k, 2, m] what is near them on their own side; that of the other side counts
     """
     most, before = int(numbers.max()), LONGEST_RUN - 1
-    near = near[:, :, ::-1]
+    around, numbers = around[:, :, ::-1], numbers[::-1]
     tokens = around[0, before : before + most]
     is_open: Flags = np.logical_or.reduce(tokens[:, None] == near.reshape(-1, *near.shape[2:]), axis=1)
     begins: Flags = np.logical_or.reduce(around[1:, : before + most, None] == near[0], axis=2)
@@ -80,5 +86,5 @@ def _count(around: Remainders, near: Remainders, numbers: Indices) -> Indices:
         if 0 < back < before:
             begins[back - 1] |= begins[back]  # runs of more than so many tokens
         is_open |= begins[max(back - 1, 0), before - back : before - back + most]
-    is_own: Flags = np.arange(most)[:, None, None] < numbers
-    return np.add.reduce(is_open & is_own, axis=(0, 1))
+    is_open &= np.arange(most)[:, None, None] < numbers
+    return np.add.reduce(is_open, axis=(0, 1))

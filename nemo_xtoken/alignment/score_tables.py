@@ -40,6 +40,9 @@ LONGEST_WINDOW = 256
 _CELLS = 1 << 17
 """Cells of the tables that are held at a time, those of the longest window at least; each takes some 30 bytes."""
 
+_FEW_CELLS = 1 << 13
+"""Cells of a group that is not divided, as the rows of two tables take longer than its cells outside of windows."""
+
 
 def better_chunks(windows: Indices, gains: Indices, strings: TokenStrings) -> tuple[Flags, list[Chunk]]:
     """The windows [w] through which a path gains more than is known of each, and the chunks of the best paths through
@@ -64,13 +67,20 @@ def better_chunks(windows: Indices, gains: Indices, strings: TokenStrings) -> tu
 
 
 def _groups(windows: Indices) -> Iterator[Indices]:
-    """The places of windows in the order of their size, in groups whose tables fit into _CELLS."""
-    largest = np.maximum(windows[:, 1] - windows[:, 0], windows[:, 3] - windows[:, 2])
+    """The places of windows in the order of their size, in groups whose tables fit into _CELLS; of large groups at most
+    half of the cells are outside of a window."""
+    largest: Indices = np.maximum(windows[:, 1] - windows[:, 0], windows[:, 3] - windows[:, 2])
+    if len(windows) * int(largest.max()) ** 2 <= _FEW_CELLS:
+        yield np.arange(len(windows))
+        return
     order = largest.argsort(kind="stable")
     cells, begin = largest[order] ** 2, 0
     while begin < len(order):
-        following = cells[begin : begin + _CELLS // int(cells[begin])]
-        count = int(np.count_nonzero(following * np.arange(1, len(following) + 1) <= _CELLS))
+        following: Indices = cells[begin : begin + _CELLS // int(cells[begin])]
+        in_one_table: Indices = following * np.arange(1, len(following) + 1)
+        most = np.maximum(np.minimum(2 * following.cumsum(), _CELLS), _FEW_CELLS)
+        too_many = (in_one_table > most).nonzero()[0]
+        count = int(too_many[0]) if len(too_many) else len(following)
         yield order[begin : begin + count]
         begin += count
 
@@ -110,10 +120,13 @@ def _gains(student: Numbers, teacher: Numbers) -> tuple[NDArray[np.int16], NDArr
     [1 + LONGEST_RUN, rows, columns, windows] of one student token, left out first, then with runs of the teacher's
     tokens; [LONGEST_RUN - 1, ...] of runs of student tokens
     """
-    across = np.zeros((1 + LONGEST_RUN, len(student[0]), *teacher[0].shape), np.int16)
+    across = np.empty((1 + LONGEST_RUN, len(student[0]), *teacher[0].shape), np.int16)
     across[0] = _ACROSS[0]
-    np.multiply(student[:1, :, None] == teacher[:, None], _ACROSS[1:, None, None, None], out=across[1:])
-    return across, (student[1:, :, None] == teacher[:1, None]) * _DOWN[:, None, None, None]
+    across[1:] = student[:1, :, None] == teacher[:, None]
+    across[1:] *= _ACROSS[1:, None, None, None]
+    down = (student[1:, :, None] == teacher[:1, None]).astype(np.int16)
+    down *= _DOWN[:, None, None, None]
+    return across, down
 
 
 def _steps(table: NDArray[np.int16], best: NDArray[np.int16]) -> NDArray[np.uint8]:

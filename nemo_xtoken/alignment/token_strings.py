@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,10 @@ _POWERS_REMAINDERS = _POWERS.astype(np.uint16)
 
 _PAD = role_code("pad")
 
+_NO_STRING = np.uint64(0)
+_BEFORE = np.arange(-LONGEST_RUN, 0)[:, None]
+"""From the end of a run to its tokens."""
+
 
 @dataclass(frozen=True)
 class TokenStrings:
@@ -49,9 +53,9 @@ class TokenStrings:
     numbers: Numbers
     begins: Places
 
-    def side(self, side: int) -> Numbers:
-        """Numbers of the tokens of one side, and what follows them."""
-        return self.numbers[self.begins[side] :]
+    def at(self, places: Places) -> Numbers:
+        """Numbers of the tokens at places, the student's first; nameless after the last."""
+        return self.numbers.take(places, mode="clip")
 
     def runs(self, starts: Places, count: int, inside: tuple[Places, Places] | None = None) -> Numbers:
         """[LONGEST_RUN, count, 2, m] the numbers of the runs of each length from each of count places on, from starts
@@ -67,16 +71,33 @@ class TokenStrings:
         numbers, lengths = self._from(starts, count, inside)
         return _runs((numbers >> _BITS).astype(np.uint16), _POWERS_REMAINDERS.take(lengths))
 
+    def is_run(self, ends: Places, counts: Places) -> Flags:
+        """[m] whether one token of one side is equal to a run of the other's: counts [2, m] tokens before ends [2, m].
+        Undefined where neither side has one token, or one has more than LONGEST_RUN.
+        """
+        of_student: Flags = counts[0] > counts[1]
+        student, teacher = ends + self.begins[:, None]
+        run_end = cast("Places", np.where(of_student, student, teacher))
+        single: Places = student + teacher - run_end - 1
+        is_in_run: Flags = np.maximum(*counts) >= -_BEFORE
+        numbers = cast("Numbers", np.where(is_in_run, self.at(run_end + _BEFORE), _NO_STRING))
+        factors = _POWERS.take((numbers & _LENGTH).view(np.int64))
+        numbers &= ~_LENGTH
+        run = numbers[0]
+        for number, factor in zip(numbers[1:], factors[1:], strict=True):
+            run *= factor
+            run += number
+        return run == self.at(single) & ~_LENGTH
+
     def _from(self, starts: Places, count: int, inside: tuple[Places, Places] | None) -> tuple[Numbers, Places]:
         """[count + LONGEST_RUN - 1, 2, m] the numbers of the tokens that are in the runs from each place on, and the
         lengths of their strings."""
-        begins = self.begins[:, None]
-        places = (starts + begins) + np.arange(count + LONGEST_RUN - 1)[:, None, None]
-        numbers = self.numbers.take(places, mode="clip")
+        steps = np.arange(count + LONGEST_RUN - 1)[:, None, None]
+        numbers = self.at(steps + (starts + self.begins[:, None]))
         if inside is not None:
             first, last = inside
-            outside: Flags = (places < first + begins) | (places >= last + begins)
-            np.copyto(numbers, _NAMELESS[:, None], where=outside)
+            is_inside: Flags = (steps >= first - starts) & (steps < last - starts)
+            numbers = cast("Numbers", np.where(is_inside, numbers, _NAMELESS[:, None]))
         return numbers, (numbers & _LENGTH).view(np.int64)
 
 
@@ -93,15 +114,16 @@ def _runs(numbers: NDArray[Any], factors: NDArray[Any]) -> NDArray[Any]:
 
 def token_strings(encodings: tuple[Encoding, Encoding], tokenizers: tuple[Tokenizer, Tokenizer]) -> TokenStrings:
     """The strings of a student's and a teacher's tokens: their bytes in the vocabulary, or their role."""
-    begins = (0, len(encodings[0]))
-    numbers = np.full(sum(map(len, encodings)) + 1, _NAMELESS[0])
-    for begin, encoding, tokenizer, nameless in zip(begins, encodings, tokenizers, _NAMELESS, strict=True):
-        numbers[begin : begin + len(encoding)] = _vocabulary(tokenizer, nameless).take(encoding.ids)
+    sides = [
+        _vocabulary(tokenizer, nameless).take(encoding.ids)
+        for encoding, tokenizer, nameless in zip(encodings, tokenizers, _NAMELESS, strict=True)
+    ]
+    for numbers, encoding, nameless in zip(sides, encodings, _NAMELESS, strict=True):
         if encoding.roles is not None:
             special = encoding.roles.nonzero()[0]
             roles = encoding.roles[special]
-            numbers[begin + special] = np.where(roles == _PAD, nameless, roles * _ROLE << _BITS)
-    return TokenStrings(numbers, np.array(begins))
+            numbers[special] = np.where(roles == _PAD, nameless, roles * _ROLE << _BITS)
+    return TokenStrings(np.concatenate([*sides, _NAMELESS[:1]]), np.array([0, len(encodings[0])]))
 
 
 @functools.lru_cache(maxsize=8)
