@@ -1,12 +1,14 @@
 """Alignment and loss of TRL's GOLD and ours in one run: which texts are cut right, speed by length, cost by rows.
 
-    pip install datasets accelerate && pip install --no-deps trl
+    pip install transformers==5.24.0 accelerate datasets && pip install --no-deps trl==1.16.0
     python tests/benchmarks/bench_peers.py [--part alignment loss] [--json] [--tokenizers FOLDER] [--repeats N]
 
 The oracle cuts a text wherever a token ends on both sides, by the bytes of the tokens in the two vocabularies; texts of
 which these are not the bytes are left out. Texts are those of tests/awkward_text.py and pieces of Python's
-documentation. Times are CPU-seconds, both in turns; "with tokens" is from the text to chunks. Tokenizers are those of
-tests/fetch_test_tokenizers.py that are `tokenizer.json` files; for the loss, `--of-models`.
+documentation. Times are CPU-seconds, both in turns, the least and the median of all rounds; "with tokens" is from the
+text to chunks. Python's garbage collector is off meanwhile, as in `timeit`: a full collection looks at every object of
+the process, which takes six times as long as TRL's alignment of the longest text that happens to set it off. Tokenizers
+are those of tests/fetch_test_tokenizers.py that are `tokenizer.json` files; for the loss, `--of-models`.
 
 The loss is measured forward and backward on the same float32 logits, of a text whose chunks are known (TRL finds them
 once more, in a thousandth of the time): GOLD of both (TRL's with JSD, ours with KL), ULD of both, P-KL of ours. Peak
@@ -17,16 +19,18 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import json
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 from pydoc_data.topics import topics
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,7 +64,7 @@ def main() -> None:
     parser.add_argument("--part", nargs="+", choices=("alignment", "loss"), default=["alignment", "loss"])
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--tokenizers", type=Path, default=CHECKOUT / ".cache" / "tokenizers", metavar="FOLDER")
-    parser.add_argument("--repeats", type=int, default=3, help="the best of so many is taken")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds (default: %(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: dict[str, Any] = {"trl": version("trl"), "exact": [], "speed": [], "loss": []}
@@ -136,7 +140,7 @@ def trl_ends(sides: list[Library], text: str) -> Ends:
 
 
 def speeds(pair: str, ours: list[Tokenizer], theirs: list[Library], repeats: int) -> Iterator[Row]:
-    """Student tokens per CPU-second by length; it is linear if this does not fall."""
+    """Student tokens per CPU-second by length, fastest and median round; it is linear if this does not fall."""
     for length in LENGTHS:
         text = PROSE[:length]
         sides, offsets = [each.encode(text) for each in ours], trl_offsets(theirs, text)
@@ -146,14 +150,28 @@ def speeds(pair: str, ours: list[Tokenizer], theirs: list[Library], repeats: int
             "ours_with_tokens": lambda text=text: align(*(each.encode(text) for each in ours)),
             "trl_with_tokens": lambda text=text: trl_groups(trl_offsets(theirs, text)),
         }
-        best = dict.fromkeys(timed, float("inf"))
-        for _ in range(repeats):
-            for name, function in timed.items():
-                start = time.process_time()
-                function()
-                best[name] = min(best[name], time.process_time() - start)
         row: Row = {"pair": pair, "tokens": len(sides[0])}
-        yield row | {f"{name}_M_tokens_s": round(len(sides[0]) / best[name] / 1e6, 3) for name in timed}
+        for name, seconds in cpu_seconds(timed, repeats).items():
+            row[f"{name}_M_tokens_s"] = round(len(sides[0]) / min(seconds) / 1e6, 3)
+            row[f"{name}_median"] = round(len(sides[0]) / median(seconds) / 1e6, 3)
+        yield row
+
+
+def cpu_seconds(
+    timed: Mapping[str, Callable[[], object]], repeats: int, before: Callable[[], None] = lambda: None
+) -> dict[str, list[float]]:
+    """CPU-seconds of each, in turns, a round after the other; `before` is called before each and not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    gc.disable()
+    for _ in range(repeats):
+        gc.collect()
+        for name, function in timed.items():
+            before()
+            start = time.process_time()
+            function()
+            seconds[name].append(time.process_time() - start)
+    gc.enable()
+    return seconds
 
 
 class Losses:
@@ -227,22 +245,21 @@ class Losses:
             "p_kl of 8192, ours": ours(losses.projected_kl, LossConfig(teacher_top_k=8192)),
         }
 
+    def drop_gradient(self) -> None:
+        """Nothing is added to a gradient of the run before."""
+        self.logits[0].grad = None
+
     def costs(self, repeats: int) -> Iterator[Row]:
-        """CPU-seconds, the least of all rounds, and peak MiB."""
+        """CPU-seconds, the least and the median of all rounds, and peak MiB."""
         runs = self.runs()
         gradient = self.logits[0].numel() * 4 / 2**20
         ctypes.CDLL(None).malloc_trim(0)  # what building W has freed would hide what a loss takes
         peaks = {name: peak_mib(run) - gradient for name, run in runs.items()}
-        best = dict.fromkeys(runs, float("inf"))
-        for _ in range(repeats):
-            for name, run in runs.items():
-                self.logits[0].grad = None
-                start = time.process_time()
-                run()
-                best[name] = min(best[name], time.process_time() - start)
+        seconds = cpu_seconds(runs, repeats, before=self.drop_gradient)
         sizes: Row = {"rows": len(self.logits[0]), "columns": " / ".join(f"{len(side[0])}" for side in self.logits)}
         for name in runs:
-            yield sizes | {"loss": name, "cpu_s": round(best[name], 3), "peak_mib": round(peaks[name])}
+            least, middle = round(min(seconds[name]), 3), round(median(seconds[name]), 3)
+            yield sizes | {"loss": name, "cpu_s": least, "median": middle, "peak_mib": round(peaks[name])}
 
 
 def trl_settings(hybrid: bool) -> SimpleNamespace:
