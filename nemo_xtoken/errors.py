@@ -13,6 +13,10 @@ class TokenizerError(XTokenError):
     """A tokenizer spec names nothing that can be loaded, or a file is not what its name says."""
 
 
+class SpecError(TokenizerError):
+    """A tokenizer spec is wrong: it names nothing, or a pattern is missing, unknown or out of place (exit code 2)."""
+
+
 class AlignmentError(XTokenError):
     """Two encodings do not describe the same text."""
 

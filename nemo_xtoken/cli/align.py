@@ -75,16 +75,18 @@ def align(
 
 
 def read_text(path: str | None, sentence: str | None) -> str:
-    """The text that was asked for. Raises DataError where there is none."""
+    """The text that was asked for. Raises DataError for a file without any."""
     if path is not None and sentence is not None:
         raise typer.BadParameter("expected --text or --sentence, got both.")
     if path is None and sentence is None:
         from nemo_xtoken.report.pair import DEFAULT_SENTENCE
 
         return DEFAULT_SENTENCE
-    content = sentence if sentence is not None else read_file(str(path))
+    if sentence == "":
+        raise typer.BadParameter("expected text after --sentence, got none.")
+    content = sentence or read_file(str(path))
     if not content:
-        raise DataError(f"expected text, got none from {path or '--sentence'}")
+        raise DataError(f"expected text, got none from {path}")
     return content
 
 

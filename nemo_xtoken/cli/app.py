@@ -14,7 +14,7 @@ import typer
 import nemo_xtoken
 from nemo_xtoken.cli import align, data, doctor, evaluate, export, launch, plan, projection, report, teacher, train
 from nemo_xtoken.cli.console import print_error, stderr
-from nemo_xtoken.errors import ConfigError, StoppedError, XTokenError
+from nemo_xtoken.errors import ConfigError, SpecError, StoppedError, XTokenError
 
 UsageError: Any = typer.BadParameter.__bases__[0]  # click's, which some versions of typer keep under a private name
 
@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit code; what goes wrong becomes one line on stderr."""
     try:
         return app(args=list(arguments), prog_name="nemo-xtoken", standalone_mode=False) or 0
-    except ConfigError as error:
+    except (ConfigError, SpecError) as error:
         print_error(str(error))
         return 2
     except UsageError as error:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json as json_format
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from nemo_xtoken.cli.console import Json, print_json, stdout, working
 from nemo_xtoken.errors import DataError
+
+WIDTH = 64
+"""Of the names."""
 
 
 def evaluate(
@@ -37,7 +39,8 @@ def evaluate(
     if json:
         print_json(results)
         return
-    stdout.print(results_table(results))
+    for line in result_lines(results):
+        stdout.print(line, soft_wrap=True)
 
 
 def read_questions(path: Path) -> list[tuple[str, str]]:
@@ -63,13 +66,15 @@ def save(results: Mapping[str, float | None], path: Path) -> None:
     unfinished.replace(path)
 
 
-def results_table(results: Mapping[str, float | None]) -> Table:
-    """One line per number."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for name, value in results.items():
-        whole = value is not None and value == int(value) and abs(value) >= 2
-        text = "none" if value is None else f"{value:,.0f}" if whole else f"{value:.4f}"
-        table.add_row(name.replace("_", " "), text)
-    return table
+def result_lines(results: Mapping[str, float | None]) -> Iterator[str]:
+    """The numbers that there are, in the words of the report; then those of each class of tokens."""
+    from nemo_xtoken.projection import TokenClass
+    from nemo_xtoken.report.held_out import compare
+
+    for found in compare(results, None):
+        yield f"{found.measure.name:{WIDTH}}{found.run:>9}  {found.measure.unit}".rstrip()
+    yield "Held-out loss by class of tokens, beside each class the number of its tokens"
+    for name in TokenClass:
+        loss, count = (results.get(f"{what}/{name.value}") for what in ("loss", "tokens"))
+        if loss is not None and count is not None:
+            yield f"{f'{name.label} ({count:,.0f})':{WIDTH}}{loss:>9.3f}  nats per token"

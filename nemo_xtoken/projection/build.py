@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_xtoken.errors import ProjectionError
+from nemo_xtoken.errors import require
 from nemo_xtoken.projection.entries import Entries, heaviest, spread
 from nemo_xtoken.projection.matrix import NO_TOKEN, ProjectionMatrix
 from nemo_xtoken.projection.piece_table import PieceTable
@@ -21,7 +21,7 @@ from nemo_xtoken.tokenizers.protocol import Tokenizer
 class BuildOptions:
     """What decides W besides the two tokenizers; see `build`.
 
-    Raises ProjectionError for top_k < 1, beta <= 0 or gamma outside [0, 1].
+    Raises ConfigError for top_k < 1, beta <= 0 or gamma outside [0, 1].
     """
 
     top_k: int = 4
@@ -30,11 +30,11 @@ class BuildOptions:
     reverse_pass: bool = False
 
     def __post_init__(self) -> None:
-        if self.top_k < 1 or self.beta <= 0 or not 0 <= self.gamma <= 1:
-            raise ProjectionError(
-                "expected top_k >= 1, beta > 0 and gamma in [0, 1], "
-                f"got top_k {self.top_k}, beta {self.beta}, gamma {self.gamma}"
-            )
+        require(
+            self.top_k >= 1 and self.beta > 0 and 0 <= self.gamma <= 1,
+            "expected top_k >= 1, beta > 0 and gamma in [0, 1], "
+            f"got top_k {self.top_k}, beta {self.beta}, gamma {self.gamma}",
+        )
 
 
 def build(
@@ -54,7 +54,7 @@ def build(
     sigma_1, ...; W[sigma_i, t] gains beta·gamma^i, but for the rows of pass 1. A teacher token all of whose sigma are
     such rows stays without weight.
     The top_k largest of a row stay and are normalised. A token that is not valid UTF-8 alone is cut into the other
-    side's tokens by bytes. What remains is empty, see `empty_rows`. Raises ProjectionError for wrong options.
+    side's tokens by bytes. What remains is empty, see `empty_rows`. Raises ConfigError for wrong options.
     """
     options = BuildOptions(top_k, beta, gamma, reverse_pass)
     pair = _Pair(student, teacher)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import RepositoryNotFoundError
 
-from nemo_xtoken.errors import TokenizerError
+from nemo_xtoken.errors import SpecError, TokenizerError
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model")
 _CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
@@ -17,7 +18,7 @@ _TIMEOUT = 10.0
 def fetch(name: str) -> Path:
     """The tokenizer file of a model, from the local cache or else the hub, with its config beside it.
 
-    Raises TokenizerError where the hub can't be reached or has no such tokenizer.
+    Raises SpecError where the hub has no such tokenizer, TokenizerError where it can't be reached.
     """
     return _cached(name) or _download(name)
 
@@ -34,7 +35,7 @@ def _download(name: str) -> Path:
         files = {file.rfilename for file in api.model_info(name, timeout=_TIMEOUT).siblings or ()}
         vocabulary = next((filename for filename in _VOCABULARIES if filename in files), None)
         if vocabulary is None:
-            raise TokenizerError(f"{name}: expected {' or '.join(_VOCABULARIES)} on the hub, the model has neither")
+            raise SpecError(f"{name}: expected {' or '.join(_VOCABULARIES)} on the hub, the model has neither")
         for filename in _CONFIGS:
             if filename in files:
                 api.hf_hub_download(name, filename)
@@ -43,7 +44,8 @@ def _download(name: str) -> Path:
         raise
     except Exception as error:  # the hub's client raises errors of several libraries
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise TokenizerError(
+        kind = SpecError if isinstance(error, RepositoryNotFoundError) else TokenizerError
+        raise kind(
             f"{name!r} is no file here and could not be had from the Hugging Face hub ({reason[0]}); "
             "give the path of a tokenizer file or directory"
         ) from None

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nemo_xtoken.errors import TokenizerError
+from nemo_xtoken.errors import SpecError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +104,9 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def find_family(name: str) -> Family:
-    """The family of a `?pattern=` name. Raises TokenizerError, with the nearest name, where there is none."""
+    """The family of a `?pattern=` name. Raises SpecError, with the nearest name, where there is none."""
     if name in FAMILIES:
         return FAMILIES[name]
     near = difflib.get_close_matches(name.lower(), FAMILIES, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise TokenizerError(f"unknown pattern {name!r}: {hint}expected one of {', '.join(FAMILIES)}")
+    raise SpecError(f"unknown pattern {name!r}: {hint}expected one of {', '.join(FAMILIES)}")

