@@ -150,6 +150,29 @@ def unigram(folder: Path) -> Path:
     return _save(library, folder)
 
 
+def split_unigram(folder: Path, *, sentences: Sequence[str] = SENTENCES, vocab_size: int = 150) -> Path:
+    """A `tokenizer.json` like XLM-R's: NFKC, words of what is no white space, a space in front of each."""
+    library = Tokenizer(models.Unigram())
+    library.normalizer = normalizers.NFKC()
+    library.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    library.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False
+    )
+    library.train_from_iterator(sentences, trainer)
+    return _save(library, folder)
+
+
+def unknown_bpe(folder: Path, *, fuse_unk: bool) -> Path:
+    """A `tokenizer.json` without bytes: a character that is in no piece is unknown, or a run of them."""
+    library = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=fuse_unk))
+    library.pre_tokenizer = pre_tokenizers.Metaspace()
+    library.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=150, special_tokens=["<unk>"], show_progress=False)
+    library.train_from_iterator(SENTENCES, trainer)
+    return _save(library, folder)
+
+
 def _save(library: Tokenizer, folder: Path) -> Path:
     path = folder / "tokenizer.json"
     library.save(str(path))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nemo_xtoken.tokenizers.huggingface_pieces import SPACE
-from nemo_xtoken.tokenizers.normalize import Normalized, from_edits, unchanged
-from nemo_xtoken.tokenizers.spans import code_points
+from nemo_xtoken.tokenizers.normalize import Normalized, NormalizedTexts, from_edits
+from nemo_xtoken.tokenizers.spans import characters_at, encode_utf8
 
 _UNKNOWN, _SAME, _REPLACED = range(3)
+
+_FIRST_BYTES = bytes(byte >= 0xC0 for byte in range(256))
+"""[256] whether a byte is the first of a character beyond ASCII."""
 
 
 class CharacterMap:
@@ -22,46 +26,62 @@ class CharacterMap:
     bytes of the tokens. Each character is asked for once.
     """
 
-    def __init__(self, normalize: Callable[[str], str]) -> None:
+    def __init__(self, normalize: Callable[[str], str], blanks: bytes) -> None:
+        """blanks: the characters that become a space later, if they do not here"""
         self._normalize = normalize
+        self._blanks = blanks
         self._kinds: NDArray[np.uint8] = np.zeros(sys.maxunicode + 1, np.uint8)
         self._kinds[:0x80] = self._kinds[ord(SPACE)] = _SAME
-        self._replacements: dict[int, str] = {}
+        self._replacements: dict[int, tuple[int, bytes]] = {}
 
-    def normalized(self, text: str) -> Normalized:
-        """The text with its characters replaced. Raises TokenizerError for a lone surrogate."""
-        original = unchanged(text)
-        if text.isascii():
-            return original
-        codes = code_points(text)
+    def normalized_texts(self, texts: Sequence[str]) -> NormalizedTexts:
+        """The texts with their characters replaced. Raises TokenizerError for a lone surrogate."""
+        contents = [encode_utf8(text) for text in texts]
+        joined = b"".join(contents)
+        places = np.frombuffer(joined.translate(_FIRST_BYTES), np.bool_).nonzero()[0]
+        codes, _ = characters_at(np.frombuffer(joined, np.uint8), places)
+        replaced = self._kinds_of(codes) == _REPLACED
+        changed: dict[int, Normalized] = {}
+        if replaced.any():
+            places, codes = places[replaced], codes[replaced].tolist()
+            begins = np.fromiter(accumulate(map(len, contents), initial=0), np.int64, len(contents) + 1)
+            first = np.searchsorted(places, begins)
+            for number in (first[1:] > first[:-1]).nonzero()[0].tolist():
+                own = slice(*first[number : number + 2].tolist())
+                content = contents[number]
+                changed[number] = self._replace(content, (places[own] - begins[number]).tolist(), codes[own])
+                contents[number] = changed[number].text.encode()
+        return NormalizedTexts(contents, changed)
+
+    def _kinds_of(self, codes: NDArray[np.intp]) -> NDArray[np.uint8]:
         kinds = self._kinds.take(codes)
-        if not kinds.all():
-            for code in set(codes[kinds == _UNKNOWN].tolist()):
-                self._ask(code)
-            kinds = self._kinds.take(codes)
-        replaced = (kinds == _REPLACED).nonzero()[0].tolist()
-        return self._replace(text, replaced, original.size) if replaced else original
+        if kinds.all():
+            return kinds
+        for code in set(codes[kinds == _UNKNOWN].tolist()):
+            self._ask(code)
+        return self._kinds.take(codes)
 
     def _ask(self, code: int) -> None:
         """Find out what becomes of a character between two others."""
         between = self._normalize(f"a{chr(code)}a").replace(SPACE, " ").strip()
         replacement = between[1:-1].strip() if between[:1] == between[-1:] == "a" else ""
-        if not replacement and between == "a a":
+        if not replacement and between == "a a" and b"\n" in self._blanks:
             replacement = "\n"  # not a space, so that it is seen that it has become one
         # A character that is dropped, or becomes a space and more, is left to the offsets of the library.
         is_other = replacement not in ("", chr(code)) and " " not in replacement
         self._kinds[code] = _REPLACED if is_other else _SAME
-        self._replacements[code] = replacement
+        self._replacements[code] = len(chr(code).encode()), replacement.encode()
 
-    def _replace(self, text: str, places: list[int], size: int) -> Normalized:
-        parts: list[str] = []
+    def _replace(self, content: bytes, places: list[int], codes: list[int]) -> Normalized:
+        """A text of which the characters at places are replaced."""
+        parts: list[bytes] = []
         edits: list[tuple[int, int, int]] = []
-        position = result = 0
-        for place in places:
-            kept, replacement = text[position:place], self._replacements[ord(text[place])]
-            begin = result + len(kept.encode())
-            result = begin + len(replacement.encode())
-            edits.append((begin, result, len(text[place].encode()) - (result - begin)))
-            parts += (kept, replacement)
-            position = place + 1
-        return from_edits("".join([*parts, text[position:]]), size, edits)
+        position = shift = 0
+        for place, code in zip(places, codes, strict=True):
+            width, replacement = self._replacements[code]
+            size = len(replacement)
+            parts += (content[position:place], replacement)
+            edits.append((place + shift, place + shift + size, width - size))
+            position = place + width
+            shift += size - width
+        return from_edits(b"".join([*parts, content[position:]]).decode(), len(content), edits)

@@ -12,13 +12,26 @@ from tokenizers import Tokenizer as Library
 from nemo_xtoken.errors import TokenizerError
 from nemo_xtoken.tokenizers.base import VocabularyTokenizer
 from nemo_xtoken.tokenizers.characters import CharacterMap
-from nemo_xtoken.tokenizers.huggingface_pieces import Kind, has_nfc, piece_bytes, piece_kind, special_roles
-from nemo_xtoken.tokenizers.normalize import Normalized, nfc, unchanged
-from nemo_xtoken.tokenizers.spans import encode_utf8, from_char_offsets
-from nemo_xtoken.tokenizers.token_batch import View, after_a_space, as_they_are, encodings_by_bytes, token_batch
+from nemo_xtoken.tokenizers.huggingface_pieces import (
+    SPACE,
+    has_nfc,
+    piece_bytes,
+    piece_kind,
+    special_roles,
+    unknown_extent,
+    unknown_piece,
+)
+from nemo_xtoken.tokenizers.normalize import NormalizedTexts, nfc_texts, unchanged_texts
+from nemo_xtoken.tokenizers.spans import from_char_offsets
+from nemo_xtoken.tokenizers.token_batch import UNKNOWN, View, encodings_by_bytes, token_batch
+from nemo_xtoken.tokenizers.unknown import UnknownTokens
 from nemo_xtoken.tokenizers.vocabulary import Vocabulary
-from nemo_xtoken.tokenizers.white_space import lower_words, single_spaced_after_a_space, words
+from nemo_xtoken.tokenizers.white_space import WhiteSpaceView, spaced_view
 from nemo_xtoken.types import Encoding
+
+Normalize = Callable[[Sequence[str]], NormalizedTexts]
+
+_KEPT = (WhiteSpaceView(), WhiteSpaceView(front="always"))
 
 
 class HuggingFaceTokenizer(VocabularyTokenizer):
@@ -32,23 +45,25 @@ class HuggingFaceTokenizer(VocabularyTokenizer):
         description = _read_object(path)
         self._library = _library(path)
         self._kind = piece_kind(description)
-        self._keeps_bytes = self._kind == "byte_level" or bool(description["model"].get("byte_fallback"))
-        self._views = _views(self._kind, self._keeps_bytes, lower=self._normalized("A") == "a")
-        self._normalize = nfc if has_nfc(description) else self._without_nfc()
+        keeps_bytes = self._kind == "byte_level" or bool(description["model"].get("byte_fallback"))
         vocab = self._library.get_vocab(with_added_tokens=True)
         roles = special_roles(description, config, vocab)
-        super().__init__(spec, Vocabulary(piece_bytes(description, vocab, set(roles)), roles, _rules(description)))
+        pieces = piece_bytes(description, vocab, set(roles))
+        super().__init__(spec, Vocabulary(pieces, roles, _rules(description)))
+        unknown = None if keeps_bytes else self._unknown(description, vocab)
+        self._seen_vocabulary = self._vocabulary.with_piece(unknown.token_id, UNKNOWN) if unknown else self._vocabulary
+        self._views, self._normalize = self._guesses(description, keeps_bytes, unknown)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """As `encode`, on the library's threads."""
-        normalized = [self._normalize(text) for text in texts]
+        normalized = self._normalize(texts)
         # The fast way leaves out the offsets.
         batch = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
-        tokens = token_batch(self._vocabulary, [each.ids for each in batch])
-        found = encodings_by_bytes(tokens, [encode_utf8(each.text) for each in normalized], self._views)
+        tokens = token_batch(self._seen_vocabulary, [each.ids for each in batch])
+        found = encodings_by_bytes(tokens, normalized.contents, self._views)
         return [
-            self._by_offsets(text) if encoding is None else each.in_original(encoding)
-            for text, each, encoding in zip(texts, normalized, found, strict=True)
+            self._by_offsets(texts[number]) if encoding is None else normalized.in_original(number, encoding)
+            for number, encoding in enumerate(found)
         ]
 
     def _by_offsets(self, text: str) -> Encoding:
@@ -56,9 +71,35 @@ class HuggingFaceTokenizer(VocabularyTokenizer):
         encoding = self._library.encode(text, add_special_tokens=False)
         return from_char_offsets(encoding.ids, encoding.offsets, text)
 
-    def _without_nfc(self) -> Callable[[str], Normalized]:
-        """A guess at what the normaliser makes of a text; tokens that keep every byte see the text itself."""
-        return unchanged if self._keeps_bytes else CharacterMap(self._normalized).normalized
+    def _unknown(self, description: Mapping[str, Any], vocab: Mapping[str, int]) -> UnknownTokens | None:
+        piece, extent = unknown_piece(description["model"]), unknown_extent(description)
+        if piece is None or piece not in vocab or extent is None:
+            return None
+        return UnknownTokens(vocab[piece], extent, self._vocabulary.pieces, self._words)
+
+    def _guesses(
+        self, description: Mapping[str, Any], keeps_bytes: bool, unknown: UnknownTokens | None
+    ) -> tuple[Sequence[View], Normalize]:
+        """How texts may be seen, the likeliest way first, and what the normaliser may make of them."""
+        if keeps_bytes:
+            views = _KEPT if self._normalized("a") == "a" else _KEPT[::-1]
+            return views, nfc_texts if has_nfc(description) else unchanged_texts
+        views = self._views_without_bytes(unknown)
+        is_nfc = has_nfc(description)
+        return views, nfc_texts if is_nfc else CharacterMap(self._normalized, views[0].blanks).normalized_texts
+
+    def _views_without_bytes(self, unknown: UnknownTokens | None) -> Sequence[WhiteSpaceView]:
+        if self._kind == "words":
+            return (WhiteSpaceView(runs="dropped", lower=self._normalized("A") == "a", unknown=unknown),)
+        likely = spaced_view(lambda text: "".join(self._words(text)), unknown)
+        return (likely, *_KEPT, WhiteSpaceView(front="always", runs="single", strips=True))
+
+    def _words(self, text: str) -> list[str]:
+        """What pieces are looked for in, with spaces for what stands for them."""
+        normalized = self._normalized(text)
+        splitter = self._library.pre_tokenizer
+        words = [normalized] if splitter is None else [word for word, _ in splitter.pre_tokenize_str(normalized)]
+        return [word.replace(SPACE, " ") for word in words]
 
     def _normalized(self, text: str) -> str:
         normalizer = self._library.normalizer
@@ -70,12 +111,6 @@ class HuggingFaceTokenizer(VocabularyTokenizer):
             return super().decode(ids)
         text_ids = [int(token_id) for token_id in ids if token_id not in self.special_roles]
         return self._library.decode(text_ids, skip_special_tokens=False)
-
-
-def _views(kind: Kind, keeps_bytes: bool, lower: bool) -> Sequence[View]:
-    if kind == "words":
-        return (lower_words if lower else words,)
-    return (as_they_are, after_a_space) if keeps_bytes else (as_they_are, after_a_space, single_spaced_after_a_space)
 
 
 def load_huggingface(spec: str, path: Path) -> HuggingFaceTokenizer:

@@ -13,6 +13,12 @@ SPACE = "\u2581"
 Kind = Literal["byte_level", "spaced", "words"]
 """How pieces follow from the text: byte by byte; by character, with U+2581 for a space; words without their spaces."""
 
+Extent = Literal["run", "character", "word"]
+"""What becomes one unknown token: a run of unknown characters, each of them, or a word that has any."""
+
+_SPLITS_BY_CHARACTER = {"BertPreTokenizer", "WhitespaceSplit"}
+"""Pre-tokenizers that end a word at a character whatever the others are."""
+
 _TYPE = re.compile(r'"type": "(\w+)"')
 
 _ROLE_KEYS = {"eos_token": "eos", "bos_token": "bos", "unk_token": "unk", "pad_token": "pad"}
@@ -42,6 +48,20 @@ def piece_kind(description: Mapping[str, Any]) -> Kind:
     if "Metaspace" in types or any(SPACE in str(part) for part in parts):
         return "spaced"
     return "words"
+
+
+def unknown_extent(description: Mapping[str, Any]) -> Extent | None:
+    """What an unknown token of a parsed `tokenizer.json` stands for. None: the file alone doesn't tell."""
+    model = description["model"]
+    if model["type"] == "Unigram":
+        return "run"
+    if model["type"] == "BPE" and model.get("fuse_unk"):
+        return "run"
+    if model["type"] == "BPE":
+        # A normaliser may put characters in another order.
+        return None if description.get("normalizer") else "character"
+    splits = _types(description.get("pre_tokenizer"))
+    return "word" if splits and splits <= _SPLITS_BY_CHARACTER else None
 
 
 def has_nfc(description: Mapping[str, Any]) -> bool:
@@ -116,14 +136,15 @@ def special_roles(
     if config is not None:
         roles = _configured(config)
         names |= roles.keys()
-    unknown = _unknown_piece(description["model"])
+    unknown = unknown_piece(description["model"])
     if unknown is not None:
         names.add(unknown)
         roles.setdefault(unknown, "unk")
     return {vocab[name]: roles.get(name, name) for name in names if name in vocab}
 
 
-def _unknown_piece(model: Mapping[str, Any]) -> str | None:
+def unknown_piece(model: Mapping[str, Any]) -> str | None:
+    """The piece for what is unknown to the model of a parsed `tokenizer.json`."""
     if model.get("unk_id") is not None:
         return str(model["vocab"][model["unk_id"]][0])
     return model.get("unk_token")

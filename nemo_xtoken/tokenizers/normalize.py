@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -85,6 +85,34 @@ class Normalized:
 def unchanged(text: str) -> Normalized:
     """A text that needs no normalisation. Raises TokenizerError for a lone surrogate."""
     return Normalized(text, len(text) if text.isascii() else len(encode_utf8(text)))
+
+
+@dataclass(frozen=True)
+class NormalizedTexts:
+    """Several texts as the tokenizer sees them.
+
+    contents  UTF-8 of each normalised text
+    changed   those in which it differs from the original, by their numbers
+    """
+
+    contents: list[bytes]
+    changed: Mapping[int, Normalized]
+
+    def in_original(self, number: int, tokens: Encoding) -> Encoding:
+        """Tokens with spans in a normalised text, which they tile, as tokens with spans in the original."""
+        return self.changed[number].in_original(tokens) if number in self.changed else tokens
+
+
+def unchanged_texts(texts: Sequence[str]) -> NormalizedTexts:
+    """Texts that need no normalisation. Raises TokenizerError for a lone surrogate."""
+    return NormalizedTexts([encode_utf8(text) for text in texts], {})
+
+
+def nfc_texts(texts: Sequence[str]) -> NormalizedTexts:
+    """Texts in Unicode's composed form. Raises TokenizerError for a lone surrogate."""
+    normalized = [nfc(text) for text in texts]
+    changed = {number: each for number, each in enumerate(normalized) if each.edits is not None}
+    return NormalizedTexts([each.text.encode() for each in normalized], changed)
 
 
 def nfc(text: str) -> Normalized:

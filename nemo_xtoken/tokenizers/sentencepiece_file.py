@@ -17,9 +17,10 @@ from nemo_xtoken.tokenizers.huggingface_pieces import SPACE
 from nemo_xtoken.tokenizers.normalize import from_offsets
 from nemo_xtoken.tokenizers.spans import encode_utf8
 from nemo_xtoken.tokenizers.threads import thread_count
-from nemo_xtoken.tokenizers.token_batch import Ids, View, after_a_space, as_they_are, encodings_by_bytes, token_batch
+from nemo_xtoken.tokenizers.token_batch import UNKNOWN, Ids, encodings_by_bytes, token_batch
+from nemo_xtoken.tokenizers.unknown import UnknownTokens
 from nemo_xtoken.tokenizers.vocabulary import Vocabulary
-from nemo_xtoken.tokenizers.white_space import single_spaced, single_spaced_after_a_space
+from nemo_xtoken.tokenizers.white_space import spaced_view
 from nemo_xtoken.types import Encoding
 
 _HAS_NUMPY = hasattr(SentencePieceProcessor, "EncodeAsNumpy")
@@ -33,22 +34,30 @@ class SentencePieceTokenizer(VocabularyTokenizer):
         library = SentencePieceProcessor()
         library.LoadFromSerializedProto(model)
         self._library = library
-        self._prefixes = str(library.Normalize("a")).startswith(SPACE)
-        self._view = _view(self._prefixes, SPACE * 2 in str(library.Normalize("a  a")))
-        self._normalize = CharacterMap(lambda text: str(library.Normalize(text))).normalized
-        super().__init__(spec, Vocabulary(_pieces(library), _roles(library), hashlib.sha256(model).hexdigest()))
+        self._prefixes = self._see("a").startswith(" ")
+        pieces = _pieces(library)
+        super().__init__(spec, Vocabulary(pieces, _roles(library), hashlib.sha256(model).hexdigest()))
+        unknown = UnknownTokens(library.unk_id(), "run", pieces, lambda text: [self._see(text)])
+        self._view = spaced_view(self._see, unknown)
+        self._normalize = CharacterMap(self._see, self._view.blanks).normalized_texts
+        self._seen_vocabulary = self._vocabulary.with_piece(unknown.token_id, UNKNOWN)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """As `encode`, on the library's threads."""
-        normalized = [self._normalize(text) for text in texts]
-        tokens = token_batch(self._vocabulary, self._library_batch(list(texts)))
-        found = encodings_by_bytes(tokens, [each.text.encode() for each in normalized], (self._view,))
+        normalized = self._normalize(texts)
+        tokens = token_batch(self._seen_vocabulary, self._library_batch(list(texts)))
+        found = encodings_by_bytes(tokens, normalized.contents, (self._view,))
         return [
-            self._by_offsets(*tokens.of_text(number), texts[number]) if found is None else each.in_original(found)
-            for number, (each, found) in enumerate(zip(normalized, found, strict=True))
+            self._by_offsets(*tokens.of_text(number), texts[number])
+            if encoding is None
+            else normalized.in_original(number, encoding)
+            for number, encoding in enumerate(found)
         ]
 
-    def _library_batch(self, texts: list[str]) -> Sequence[Sequence[int]] | Sequence[Ids]:
+    def _see(self, text: str) -> str:
+        return str(self._library.Normalize(text)).replace(SPACE, " ")
+
+    def _library_batch(self, texts: list[str]) -> Sequence[Sequence[int] | Ids]:
         out_type = "numpy" if _HAS_NUMPY else int
         return self._library.Encode(texts, out_type=out_type, num_threads=thread_count(len(texts)))
 
@@ -68,13 +77,6 @@ class SentencePieceTokenizer(VocabularyTokenizer):
             text, str(normalized).replace(SPACE, " "), offsets, int(self._prefixes and bool(normalized))
         )
         return origin.tokens(ids, lengths)
-
-
-def _view(prefixes: bool, keeps_runs: bool) -> View:
-    """How a model sees white space: whether with a space in front, and with runs of spaces."""
-    if keeps_runs:
-        return after_a_space if prefixes else as_they_are
-    return single_spaced_after_a_space if prefixes else single_spaced
 
 
 def load_sentencepiece(spec: str, path: Path) -> SentencePieceTokenizer:

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from nemo_xtoken.errors import TokenizerError
 from nemo_xtoken.types import Encoding
 
+_LEADING_BITS = np.array([0, 0x7F, 0x1F, 0x0F, 0x07], np.uint8)
+"""[5] those of a character's first byte that are bits of its number, by its bytes."""
+
 
 def encode_utf8(text: str) -> bytes:
     """UTF-8 of a text. Raises TokenizerError for a lone surrogate, which has none."""
@@ -31,6 +34,28 @@ def code_points(text: str) -> NDArray[np.uint32]:
 def char_widths(codes: NDArray[np.uint32]) -> NDArray[np.int64]:
     """[characters] bytes of each character in UTF-8."""
     return 1 + (codes > 0x7F).astype(np.int64) + (codes > 0x7FF) + (codes > 0xFFFF)
+
+
+def characters_at(text: NDArray[np.uint8], places: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """[n] numbers of the characters that begin at places of a text's UTF-8, and bytes of each."""
+    lead = text.take(places)
+    codes, widths = lead.astype(np.intp), np.ones(len(places), np.int64)
+    longer = (lead >= 0xC0).nonzero()[0]
+    if len(longer):
+        codes[longer], widths[longer] = _longer_characters_at(text, places[longer])
+    return codes, widths
+
+
+def _longer_characters_at(
+    text: NDArray[np.uint8], places: NDArray[np.int64]
+) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    lead = text.take(places)
+    widths = 2 + (lead >= 0xE0).astype(np.int64) + (lead >= 0xF0)
+    codes = (lead & _LEADING_BITS.take(widths)).astype(np.intp)
+    for step in range(1, int(widths.max())):
+        following = text.take(places + step, mode="clip") & 0x3F
+        codes = np.where(widths > step, codes << 6 | following, codes)
+    return codes, widths
 
 
 def from_char_offsets(ids: Sequence[int], offsets: Sequence[tuple[int, int]], text: str) -> Encoding:

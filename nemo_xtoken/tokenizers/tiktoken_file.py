@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import tiktoken
 
 from nemo_xtoken.errors import TokenizerError
@@ -15,7 +17,7 @@ from nemo_xtoken.tokenizers.base import VocabularyTokenizer
 from nemo_xtoken.tokenizers.normalize import Normalized, nfc, unchanged
 from nemo_xtoken.tokenizers.patterns import Family, find_family
 from nemo_xtoken.tokenizers.threads import thread_count
-from nemo_xtoken.tokenizers.token_batch import token_batch
+from nemo_xtoken.tokenizers.token_batch import Ids, token_batch
 from nemo_xtoken.tokenizers.vocabulary import Vocabulary
 from nemo_xtoken.types import Encoding
 
@@ -24,6 +26,14 @@ MAX_WHITESPACE_RUN = 900_000
 
 _WORTH_A_TASK = 100
 """Characters: of shorter texts the library's batch spends most of its time on giving each to a thread."""
+
+_HAS_NUMPY = hasattr(tiktoken.Encoding, "encode_to_numpy")
+"""Whether the library hands out ids without making a list of them; older ones don't."""
+
+_NEVER_SPECIAL = "\0not a special token\0"
+"""Handing out arrays, the library looks for special tokens before it finds none of them allowed, and without any it
+stops at every character to do so."""
+
 _LONG_RUN = re.compile(rf"(?<!\s)\s{{{MAX_WHITESPACE_RUN}}}")
 
 
@@ -39,13 +49,18 @@ class RankFileTokenizer(VocabularyTokenizer):
         super().__init__(spec, Vocabulary(pieces, roles, f"pattern {family.pattern} nfc {family.nfc}"))
         self._normalize = nfc if family.nfc else unchanged
         # Without its special tokens the library reads their names as plain text, which is what we want.
-        self._library = tiktoken.Encoding(spec, pat_str=family.pattern, mergeable_ranks=dict(ranks), special_tokens={})
+        self._library = tiktoken.Encoding(
+            spec,
+            pat_str=family.pattern,
+            mergeable_ranks=dict(ranks),
+            special_tokens={_NEVER_SPECIAL: len(pieces)},
+        )
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """As `encode`, on the library's threads."""
         normalized = [self._prepare(text) for text in texts]
         tokens = token_batch(self._vocabulary, self._library_batch([each.text for each in normalized]))
-        encodings = [each for _, group in tokens.groups() for each in group.as_they_are()]
+        encodings = [each for _, group in tokens.groups() for each in group.side_by_side()]
         for number, each in enumerate(normalized):
             if each.edits is not None:
                 encodings[number] = each.tokens(*tokens.of_text(number))
@@ -59,11 +74,16 @@ class RankFileTokenizer(VocabularyTokenizer):
             )
         return self._normalize(text)
 
-    def _library_batch(self, texts: list[str]) -> list[list[int]]:
+    def _library_batch(self, texts: list[str]) -> Sequence[Sequence[int] | Ids]:
+        ids: Callable[[str], Sequence[int] | Ids] = self._ids if _HAS_NUMPY else self._library.encode_ordinary
         num_threads = thread_count(len(texts))
         if num_threads == 1 or sum(map(len, texts)) < _WORTH_A_TASK * len(texts):
-            return list(map(self._library.encode_ordinary, texts))
-        return self._library.encode_ordinary_batch(texts, num_threads=num_threads)
+            return list(map(ids, texts))
+        with ThreadPoolExecutor(num_threads) as pool:
+            return list(pool.map(ids, texts))
+
+    def _ids(self, text: str) -> Ids:
+        return self._library.encode_to_numpy(text, disallowed_special=()).view(np.int32)
 
 
 def _special_ids(ranks: Mapping[bytes, int], family: Family) -> Mapping[str, int]:

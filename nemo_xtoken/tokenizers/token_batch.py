@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from nemo_xtoken.types import Encoding
 Ids = NDArray[np.int32]
 Indices = NDArray[np.int64]
 Words = NDArray[np.uint64]
+
+UNKNOWN = b"\xff"
+"""A byte that no UTF-8 has. As the bytes of the unknown token, it is put in place of what that token stands for."""
 
 _SPACE = 0x20
 
@@ -48,14 +52,14 @@ class TokenBatch:
         return self.vocabulary.lengths.take(self.ids)
 
     @cached_property
-    def ends(self) -> Indices:
-        """[n] bytes of all tokens up to the end of each."""
-        return self.lengths.cumsum()
+    def bounds(self) -> Indices:
+        """[n + 1] bytes of the first 0 .. n tokens."""
+        return sums(self.lengths)
 
     @cached_property
     def sizes(self) -> Indices:
         """[d] bytes of each text's tokens."""
-        return np.diff(np.append(0, self.ends)[self.first])
+        return np.diff(self.bounds.take(self.first))
 
     @cached_property
     def joined(self) -> bytes:
@@ -64,10 +68,10 @@ class TokenBatch:
 
     def are_the_bytes(self, content: bytes) -> bool:
         """Whether the bytes of all tokens are these, eight bytes of a token at a time. content has as many bytes."""
-        starts, ids, lengths, place = self.ends - self.lengths, self.ids, self.lengths, 0
-        windows: Words = np.ndarray(len(content) + 1, np.uint64, content + bytes(8), strides=(1,))
+        starts, ids, lengths, place = self.bounds[:-1], self.ids, self.lengths, 0
+        windows: Words = np.ndarray(len(content) + 1, np.uint64, content + bytes(8), strides=(1,)).copy()
         while len(ids):
-            differs = windows[starts]
+            differs = windows.take(starts)
             differs ^= self.vocabulary.words(place).take(ids)
             differs &= _FIRST_BYTES.take(lengths, mode="clip")
             if differs.any():
@@ -107,25 +111,28 @@ class TokenBatch:
             yield begin, TokenBatch(self.vocabulary, self.ids[first[0] : first[-1]], first - first[0])
             begin = end
 
-    def as_they_are(self) -> list[Encoding]:
-        """Encodings of the texts that the bytes of the tokens make up."""
-        begins = sums(self.sizes)[:-1]
-        return self.encodings(self.ends - np.repeat(begins, np.diff(self.first)))
+    def side_by_side(self) -> list[Encoding]:
+        """Encodings of texts that the bytes of the tokens make up."""
+        ends = self.bounds[1:] - np.repeat(self.bounds.take(self.first[:-1]), np.diff(self.first))
+        return self._encodings(ends - self.lengths, ends)
 
     def encodings(self, ends: Indices) -> list[Encoding]:
         """The texts' tokens, none of them special. ends: [n] where each token ends in its text."""
-        starts = np.zeros_like(ends)
+        starts = np.empty_like(ends)
         starts[1:] = ends[:-1]
         starts[self.first[:-1][np.diff(self.first) > 0]] = 0
+        return self._encodings(starts, ends)
+
+    def _encodings(self, starts: Indices, ends: Indices) -> list[Encoding]:
         bounds = pairwise(self.first.tolist())
         return [Encoding(self.ids[begin:end], starts[begin:end], ends[begin:end]) for begin, end in bounds]
 
 
-def token_batch(vocabulary: Vocabulary, batch: Sequence[Sequence[int]] | Sequence[Ids]) -> TokenBatch:
+def token_batch(vocabulary: Vocabulary, batch: Sequence[Sequence[int] | Ids]) -> TokenBatch:
     """The ids of each text as one batch."""
     first = sums(np.fromiter(map(len, batch), np.int64, len(batch)))
     if len(batch) and isinstance(batch[0], np.ndarray):
-        ids = np.concatenate(batch, dtype=np.int32)
+        ids = np.concatenate(cast("Sequence[Ids]", batch), dtype=np.int32)
     else:
         ids = np.fromiter(chain.from_iterable(batch), np.int32, int(first[-1]))
     return TokenBatch(vocabulary, ids, first)
@@ -142,12 +149,13 @@ def sums(numbers: Indices) -> Indices:
 class SeenTexts:
     """Several texts as a tokenizer may see them, one after the other.
 
-    seen     the bytes
-    begins   [d + 1] int64, where each text begins in seen, with what was put in front of it
-    source   the texts' own bytes, with something in front of each
-    starts   [d] int64, where each text itself begins in source
-    sizes    [d] int64, bytes of each text
-    places   [k] int64, the place in source of each byte of seen. None: the two are the same
+    seen          the bytes, with UNKNOWN for what an unknown token stands for
+    begins        [d + 1] int64, where each text begins in seen, with what was put in front of it
+    source        the texts' own bytes, with something in front of each
+    starts        [d] int64, where each text itself begins in source
+    sizes         [d] int64, bytes of each text
+    places        [k] int64, the place in source of each byte of seen. None: the two are the same
+    unknown_ends  [u] int64, where what each UNKNOWN stands for ends in source
     """
 
     seen: bytes
@@ -156,56 +164,46 @@ class SeenTexts:
     starts: Indices
     sizes: Indices
     places: Indices | None = None
+    unknown_ends: Indices | None = None
 
     def made_up_by(self, tokens: TokenBatch) -> list[bool]:
         """Which of the texts are what the bytes of their tokens make up."""
-        if np.array_equal(np.diff(self.begins), tokens.sizes) and tokens.are_the_bytes(self.seen):
+        same_size = np.diff(self.begins) == tokens.sizes
+        if same_size.all() and tokens.are_the_bytes(self.seen):
             return [True] * len(tokens)
+        if not same_size.any():
+            return [False] * len(tokens)
         joined = tokens.joined
-        own = pairwise([0, *tokens.sizes.cumsum().tolist()])
-        bounds = zip(own, pairwise(self.begins.tolist()), strict=True)
+        bounds = zip(pairwise(sums(tokens.sizes).tolist()), pairwise(self.begins.tolist()), strict=True)
         return [joined[a:b] == self.seen[begin:end] for (a, b), (begin, end) in bounds]
 
     def encodings(self, tokens: TokenBatch) -> list[Encoding]:
         """Spans of tokens that make up the texts. What is dropped belongs to the token after it, at the end to the
         last."""
-        ends = tokens.ends if self.places is None else self._in_source(tokens.ends, self.places)
-        ends = ends - np.repeat(self.starts, np.diff(tokens.first))
-        filled = np.diff(tokens.first) > 0
+        ends = tokens.bounds[1:] if self.places is None else self._in_source(tokens.bounds[1:], self.places)
+        counts = np.diff(tokens.first)
+        ends = ends - np.repeat(self.starts, counts)
+        filled = counts > 0
         ends[tokens.first[1:][filled] - 1] = self.sizes[filled]
         return tokens.encodings(ends)
 
     def _in_source(self, ends: Indices, places: Indices) -> Indices:
-        in_source = places.take(ends - 1) + 1
+        last = ends - 1
+        in_source = places.take(last)
+        in_source += 1
+        last_bytes = np.frombuffer(self.seen, np.uint8).take(last)
+        if self.unknown_ends is not None:
+            in_source[last_bytes == UNKNOWN[0]] = self.unknown_ends
         # White space that became a space ends where what follows begins, with what is dropped in between.
-        blank = (np.frombuffer(self.seen, np.uint8).take(ends - 1) == _SPACE).nonzero()[0]
-        became = blank[np.frombuffer(self.source, np.uint8)[in_source[blank] - 1] != _SPACE]
-        in_source[became] = np.append(places, len(self.source))[ends[became]]
+        blank = (last_bytes == _SPACE).nonzero()[0]
+        became = blank[np.frombuffer(self.source, np.uint8).take(in_source[blank] - 1) != _SPACE]
+        following = ends[became]
+        in_source[became] = np.where(following < len(places), places.take(following, mode="clip"), len(self.source))
         return in_source
 
 
-View = Callable[[Sequence[bytes]], SeenTexts]
-
-
-def as_they_are(texts: Sequence[bytes]) -> SeenTexts:
-    """Texts of which nothing is changed."""
-    sizes = sizes_of(texts)
-    begins = sums(sizes)
-    joined = b"".join(texts)
-    return SeenTexts(joined, begins, joined, begins[:-1], sizes)
-
-
-def after_a_space(texts: Sequence[bytes]) -> SeenTexts:
-    """Texts with a space in front, which covers no bytes."""
-    sizes = sizes_of(texts)
-    begins = sums(sizes + 1)
-    joined = b" ".join([b"", *texts])
-    return SeenTexts(joined, begins, joined, begins[:-1] + 1, sizes)
-
-
-def sizes_of(texts: Sequence[bytes]) -> Indices:
-    """[d] bytes of each text."""
-    return np.fromiter(map(len, texts), np.int64, len(texts))
+View = Callable[[Sequence[bytes], Ids], SeenTexts]
+"""How a tokenizer may see texts; it is told the ids of all their tokens."""
 
 
 def encodings_by_bytes(tokens: TokenBatch, texts: Sequence[bytes], views: Sequence[View]) -> list[Encoding | None]:
@@ -228,7 +226,7 @@ def _group_by_bytes(tokens: TokenBatch, texts: Sequence[bytes], views: Sequence[
 
 
 def _by_view(tokens: TokenBatch, texts: Sequence[bytes], view: View) -> list[Encoding | None]:
-    seen = view(texts)
+    seen = view(texts, tokens.ids)
     made_up = seen.made_up_by(tokens)
     if all(made_up):
         return list(seen.encodings(tokens))

@@ -37,6 +37,11 @@ class Vocabulary:
             self._words[place] = np.frombuffer(parts, np.uint64)
         return self._words[place]
 
+    def with_piece(self, token_id: int, piece: bytes) -> Vocabulary:
+        """The same with other bytes of one id."""
+        pieces = [*self.pieces[:token_id], piece, *self.pieces[token_id + 1 :]]
+        return Vocabulary(pieces, self.special_roles, self.fingerprint)
+
     def token_bytes(self, token_id: int) -> bytes:
         """Bytes of an id; empty for special, unused and padded ids."""
         return self.pieces[token_id] if 0 <= token_id < len(self.pieces) else b""

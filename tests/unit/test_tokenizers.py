@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_xtoken import tokenizers
 from nemo_xtoken.errors import SpecError, TokenizerError
-from nemo_xtoken.tokenizers import Tokenizer, hub, role_id
+from nemo_xtoken.tokenizers import Tokenizer, hub, role_id, tiktoken_file
 from nemo_xtoken.tokenizers.patterns import FAMILIES
-from nemo_xtoken.tokenizers.tiktoken_file import MAX_WHITESPACE_RUN
+from nemo_xtoken.tokenizers.tiktoken_file import _NEVER_SPECIAL, MAX_WHITESPACE_RUN
 from tests import small_tokenizers as small
 
 AWKWARD = [
@@ -227,6 +228,31 @@ def test_endless_white_space_is_refused_before_it_breaks_the_library(loaded: dic
     with pytest.raises(TokenizerError, match="whitespace characters in a row"):
         loaded["gpt2"].encode(text)
     small.check_tiling(text[2:], loaded["gpt2"].encode(text[2:]))
+
+
+def test_nothing_in_a_text_is_special_to_the_library(loaded: dict[str, Tokenizer]) -> None:
+    text = f"the {_NEVER_SPECIAL}201{_NEVER_SPECIAL * 2}"
+    library = tiktoken.Encoding(
+        "plain",
+        pat_str=FAMILIES["cl100k"].pattern,
+        mergeable_ranks={loaded["cl100k"].token_bytes(rank): rank for rank in range(256 + len(small.MERGES))},
+        special_tokens={},
+    )
+    for each in (text, text * 20, _NEVER_SPECIAL[:-1]):
+        assert loaded["cl100k"].encode(each).ids.tolist() == library.encode_ordinary(each)
+
+
+def test_ids_are_the_same_from_a_library_that_makes_lists(
+    loaded: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [each.ids.tolist() for each in loaded["qwen"].encode_batch(AWKWARD)]
+    monkeypatch.setattr(tiktoken_file, "_HAS_NUMPY", False)
+    assert [each.ids.tolist() for each in loaded["qwen"].encode_batch(AWKWARD)] == expected
+
+
+def test_ids_can_be_written_to(tokenizer: Tokenizer) -> None:
+    for encoding in tokenizer.encode_batch(AWKWARD):
+        assert encoding.ids.flags.writeable
 
 
 def without_a_byte(path: Path) -> None:
