@@ -5,7 +5,7 @@
 prints student tokens per CPU-second of `align` by length, plain and between bos and eos; of the paper's aligner beside
 it; and of encoding with spans beside the bare library that makes the ids. Text is the documentation that comes with
 Python; tokenizers are those of tests/fetch_test_tokenizers.py and examples/fetch_tokenizers.py that are in the folder,
-and two lossy ones that are trained on the text.
+and lossy ones that are trained on the text, which also encode it with snow in it that they do not know.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ from tests.fetch_test_tokenizers import specs  # noqa: E402
 
 TEXT = "\n\n".join(topics.values())
 DOCUMENTS = [TEXT[start : start + 2000] for start in range(0, 200_000, 2000)]
+SNOWY_DOCUMENTS = [document.replace(", ", ", \u2603 and \u96ea\u3060, ") for document in DOCUMENTS]
 LENGTHS = (64, 256, 1024, 4096, 16_384, 65_536, 262_144, 1_048_576)
 PAIRS = (("cl100k", "qwen"), ("llama3", "gemma3"), ("o200k_base", "tekken"), ("mistral_v1", "cl100k"))
+
+LOSSY = ("unigram NFKC", "Hugging Face unigram", "WordPiece")
 
 Row = dict[str, str | float]
 
@@ -55,7 +58,13 @@ def main() -> None:
     results = {
         "align": [row for pair in pairs[:1] for row in by_length(*pair, arguments.repeats)],
         "dp": [row for pair in pairs for row in dp_and_exact(*pair, arguments.repeats)],
-        "encode": [encode_and_library(name, each, arguments.repeats) for name, each in loaded.items()],
+        "encode": [
+            encode_and_library(name, each, documents, arguments.repeats)
+            for name, each, documents in [
+                *((name, each, DOCUMENTS) for name, each in loaded.items()),
+                *((f"{name}, unknown", loaded[name], SNOWY_DOCUMENTS) for name in LOSSY),
+            ]
+        ],
     }
     if arguments.json:
         print(json.dumps(results, indent=2))
@@ -76,16 +85,20 @@ def load_all(folder: Path) -> dict[str, Tokenizer]:
 
 
 def trained() -> Mapping[str, Tokenizer]:
-    """Tokenizers that change the text: a unigram model with NFKC, and WordPiece with lower case."""
+    """Tokenizers that change the text: unigram models with NFKC, and WordPiece with lower case."""
     lines = [line for line in TEXT.split("\n") if line]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        (folder / "wordpiece").mkdir()
-        unigram = small.sentencepiece_file(
-            folder, sentences=lines, model_type="unigram", vocab_size=4000, character_coverage=1.0
+        for name in ("unigram", "wordpiece"):
+            (folder / name).mkdir()
+        paths = (
+            small.sentencepiece_file(
+                folder, sentences=lines, model_type="unigram", vocab_size=4000, character_coverage=1.0
+            ),
+            small.split_unigram(folder / "unigram", sentences=lines, vocab_size=4000),
+            small.wordpiece(folder / "wordpiece", sentences=lines, vocab_size=8000),
         )
-        wordpiece = small.wordpiece(folder / "wordpiece", sentences=lines, vocab_size=8000)
-        return {"unigram NFKC": tokenizers.load(str(unigram)), "WordPiece": tokenizers.load(str(wordpiece))}
+        return {name: tokenizers.load(str(path)) for name, path in zip(LOSSY, paths, strict=True)}
 
 
 def by_length(pair: str, student: Tokenizer, teacher: Tokenizer, repeats: int) -> Iterator[Row]:
@@ -145,11 +158,11 @@ def dp_and_exact(pair: str, student: Tokenizer, teacher: Tokenizer, repeats: int
         }
 
 
-def encode_and_library(name: str, tokenizer: Tokenizer, repeats: int) -> Row:
+def encode_and_library(name: str, tokenizer: Tokenizer, documents: list[str], repeats: int) -> Row:
     """Encoding documents with spans and the library's own batch encoding to ids, in turns; the median of the ratios."""
-    tokens = sum(map(len, tokenizer.encode_batch(DOCUMENTS)))
-    bare = bare_encoding(vars(tokenizer).get("_library"))
-    pairs = [(seconds(lambda: tokenizer.encode_batch(DOCUMENTS), 1), bare and seconds(bare, 1)) for _ in range(repeats)]
+    tokens = sum(map(len, tokenizer.encode_batch(documents)))
+    bare = bare_encoding(vars(tokenizer).get("_library"), documents)
+    pairs = [(seconds(lambda: tokenizer.encode_batch(documents), 1), bare and seconds(bare, 1)) for _ in range(repeats)]
     row: Row = {"tokenizer": name, "tokens": tokens, "ours_M_tokens_s": million(tokens, min(ours for ours, _ in pairs))}
     ratios = [ours / library for ours, library in pairs if library]
     if ratios:
@@ -158,14 +171,14 @@ def encode_and_library(name: str, tokenizer: Tokenizer, repeats: int) -> Row:
     return row
 
 
-def bare_encoding(library: Any) -> Callable[[], object] | None:
-    """The fastest way in which a library makes ids of all documents on one thread."""
+def bare_encoding(library: Any, documents: list[str]) -> Callable[[], object] | None:
+    """The library's own way to make ids of all documents on one thread."""
     if hasattr(library, "encode_ordinary"):
-        return lambda: [library.encode_ordinary(document) for document in DOCUMENTS]
+        return lambda: [library.encode_ordinary(document) for document in documents]
     if hasattr(library, "encode_batch_fast"):
-        return lambda: [each.ids for each in library.encode_batch_fast(DOCUMENTS, add_special_tokens=False)]
+        return lambda: [each.ids for each in library.encode_batch_fast(documents, add_special_tokens=False)]
     if hasattr(library, "Encode"):
-        return lambda: library.Encode(DOCUMENTS, out_type=int, num_threads=1)
+        return lambda: library.Encode(documents, out_type=int, num_threads=1)
     return None
 
 
