@@ -49,7 +49,7 @@ class TokenBatch:
     @cached_property
     def lengths(self) -> Indices:
         """[n] bytes of each token."""
-        return self.vocabulary.lengths.take(self.ids)
+        return self.vocabulary.lengths_of(self.ids)
 
     @cached_property
     def bounds(self) -> Indices:
@@ -85,7 +85,7 @@ class TokenBatch:
         """The tokens of a text, and the bytes of each."""
         begin, end = self.first[text : text + 2].tolist()
         ids = self.ids[begin:end]
-        return ids, self.vocabulary.lengths.take(ids)
+        return ids, self.vocabulary.lengths_of(ids)
 
     def with_bytes(self) -> list[int]:
         """The texts that have tokens, all of which have bytes."""
