@@ -17,8 +17,8 @@ import pytest
 
 from nemo_xtoken.integrations.megatron import caching, evaluation, train_loop  # noqa: F401  imported once for all commands
 from nemo_xtoken.report.held_out import compare
+from tests.documents import CHECKOUT, bash_blocks, called_by
 from tests.forked import Forked, nemo_xtoken
-from tests.unit.test_docs import CHECKOUT, bash_blocks, called_by
 
 READ_IN_THIS_ORDER = ("tutorial.md", "choosing.md")
 OF_THE_READERS_OWN = {"bridge.md", "megatron.md", "nemo.md", "slurm.md", "teachers.md"}
