@@ -14,11 +14,12 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Series:
-    """Values by step, with the name and the CSS class they are drawn with."""
+    """Values by step, with the name and the CSS class they are drawn with; `lapses` tells where one was not finite."""
 
     name: str
     style: str
     points: Points
+    lapses: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Line:
     path: str
     mean_path: str
     last: str
+    lapses: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def draw(series: Series, x_axis: Axis, y_axis: Axis) -> Line:
         path=svg_path(series.points, x_axis, y_axis),
         mean_path=svg_path(running_mean(series.points), x_axis, y_axis),
         last=three_digits(sum(tail) / len(tail)),
+        lapses=series.lapses,
     )
 
 

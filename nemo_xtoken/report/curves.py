@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from nemo_xtoken.report.chart import Chart, Series, line_chart
@@ -14,6 +15,36 @@ AGREEMENT = "share of chunks whose likeliest token is the teacher's"
 MASS = "probability of tokens outside the common set, mean over chunks"
 
 
+NAMES = {
+    "loss": "Loss",
+    "ce": "Cross-entropy",
+    "kd": "Distillation loss",
+    "ratio": "Balance ratio",
+    "grad_norm": "Gradient norm",
+    "lr": "Learning rate",
+    "tokens_per_second": "Speed",
+    "memory_mib": "Memory",
+    "top_1_agreement": "Agreement",
+}
+"""What is logged, as the charts call it."""
+
+
+def name_of(key: str) -> str:
+    """What a metric is called on a page, by its key in a run's metrics."""
+    own, slash, teacher = key.removeprefix("validation_").partition("/")
+    name = NAMES.get(own, own) + (", validation" if key.startswith("validation_") else "")
+    return f"{name}, {teacher}" if slash else name
+
+
+def write_lapses(lapses: Sequence[tuple[int, float]]) -> str:
+    """Where values are not finite, in a few words: `NaN at step 5`; empty where all are."""
+    if not lapses:
+        return ""
+    kind = "NaN" if all(math.isnan(value) for _, value in lapses) else "not finite"
+    first, last = lapses[0][0], lapses[-1][0]
+    return f"{kind} at step {first:,}" if first == last else f"{kind} at {len(lapses):,} steps, {first:,} to {last:,}"
+
+
 def style_of(number: int) -> str:
     """The CSS class of the number-th run."""
     return f"s{number % NUM_STYLES}"
@@ -23,7 +54,10 @@ def charts(runs: Sequence[RunRecord]) -> list[Chart]:
     """Everything that one of the runs has logged, all runs on the same axes."""
 
     def of_each(key: str) -> list[Series]:
-        return [Series(run.name, style_of(number), run.curve(key)) for number, run in enumerate(runs)]
+        return [
+            Series(run.name, style_of(number), run.curve(key), write_lapses(run.lapses(key)))
+            for number, run in enumerate(runs)
+        ]
 
     own = [chart for teacher in teachers_of(runs) for chart in teacher_charts(runs, teacher, of_each)]
     drawn = (

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from nemo_xtoken.integrations.megatron import run_starts
 from nemo_xtoken.integrations.megatron.checkpoint_files import FOLDER, MARKER, NAME, read_sums, step_of, what_is_missing
+from nemo_xtoken.report.run_record import Record, read_lines
 
 _EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\.(.+?)\.\d+\.\d+")
 _STARTED = re.compile(r"attempt (\d+) of job (\S+) on (\S+) at (\S+)")
@@ -16,6 +19,7 @@ _ENDED = re.compile(r"attempt \d+ ended with (exit code \d+)(?:; newest checkpoi
 _BY_SLURM = re.compile(r"\*\*\* JOB \S+ .*DUE TO ([A-Z][A-Z ]+)")
 _FOLLOWED = re.compile(r"(requeued|not requeued|no requeue is left|giving up|error|unhealthy node)\b.*")
 _SIZES = ("bytes", "KiB", "MiB", "GiB", "TiB")
+KILLED = "It ended without a word, as what is killed does."
 MEANINGS = {"exit code 0": "done", "exit code 85": "stopped by a signal, saved", "exit code 137": "killed"}
 
 
@@ -27,14 +31,17 @@ class Checkpoint:
     written: str
     size: str
     state: str
+    is_complete: bool
 
 
 @dataclass(frozen=True)
 class Start:
-    """A process of the first rank that began to log: when, UTC, and where."""
+    """A start of the run: when, UTC, where, and how it ended; `verdict` is better, worse, or empty where unknown."""
 
     time: str
     host: str
+    ended: str = "This was not recorded."
+    verdict: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,14 +72,40 @@ def _checkpoint(path: Path) -> Checkpoint:
         state = f"not complete: {missing}"
     else:
         state = "complete, with SHA-256 sums" if read_sums(path) else "complete"
-    return Checkpoint(step_of(path), written, size(sum(file.stat().st_size for file in files)), state)
+    return Checkpoint(step_of(path), written, size(sum(file.stat().st_size for file in files)), state, missing is None)
 
 
 def starts(run_dir: Path) -> list[Start]:
-    """When and where the run was started, oldest first: each start has a file of TensorBoard events of its own."""
+    """When and where the run was started, oldest first, and how each start ended.
+
+    Of a run that kept no record of that, each start has a file of TensorBoard events of its own.
+    """
+    lines = read_lines(run_dir / run_starts.FILE)
+    begun = [number for number, line in enumerate(lines) if "ended" not in line]
+    if begun:
+        found = [_start(lines[first:after]) for first, after in itertools.pairwise([*begun, len(lines)])]
+        silent = [KILLED] * (len(found) - 1) + [f"{KILLED[:-1]}, or it is running still."]
+        return [replace(start, ended=start.ended or text) for start, text in zip(found, silent, strict=True)]
     names = (path.name for path in run_dir.glob("tensorboard/events.*"))
     found = sorted({(int(match[1]), match[2]) for name in names if (match := _EVENTS.fullmatch(name))})
     return [Start(_time(seconds), host) for seconds, host in found]
+
+
+def _start(lines: Sequence[Record]) -> Start:
+    """A start from its line and that of its end; of one that has none, `ended` is empty."""
+    begin, *ends = lines
+    steps = f"{begin['steps']:,}"
+    time, host = begin["time"][:19].replace("T", " "), begin["host"]
+    if not ends:
+        return Start(time, host, "", "worse")
+    end = ends[0]
+    message = end.get("message", "").rstrip(".")
+    where = f"after step {end['step']:,} of {steps}" if end["step"] else "before its first step"
+    if end["ended"] == "finished":
+        return Start(time, host, f"It finished, {where}.", "better")
+    if end["ended"] == "stopped":
+        return Start(time, host, f"It was stopped {where}: {message}.")
+    return Start(time, host, f"It failed {where}: {message}.", "worse")
 
 
 def attempts(run_dir: Path) -> list[Attempt]:

@@ -12,7 +12,7 @@ from nemo_xtoken.config_io import load_run
 from nemo_xtoken.errors import XTokenError
 from nemo_xtoken.projection import newest_automatic
 from nemo_xtoken.report.class_losses import class_bars
-from nemo_xtoken.report.curves import charts
+from nemo_xtoken.report.curves import charts, name_of, write_lapses
 from nemo_xtoken.report.fp8_maps import read_maps
 from nemo_xtoken.report.held_out import Comparison, compare
 from nemo_xtoken.report.html import template, write_page
@@ -61,6 +61,8 @@ def render(run: RunRecord, control: RunRecord | None, pairs: Sequence[Pair], rea
         starts=starts(run.path),
         fp8_maps=read_maps(run.path),
         totals=totals(run),
+        shortfall=shortfall(run),
+        lapses=lapses(run),
         pairs=pairs,
         reason=reason,
         versions=versions(),
@@ -102,13 +104,30 @@ def totals(run: RunRecord) -> list[tuple[str, str]]:
     if not run.metrics:
         return []
     speeds = sorted(speed for _, speed in run.curve("tokens_per_second"))
-    numbers = [("Steps", f"{run.metrics[-1]['step']:,}"), ("Tokens", f"{sum(v for _, v in run.curve('tokens')):,.0f}")]
+    last, planned = run.steps
+    numbers = [
+        ("Steps", f"{last:,} of {planned:,}" if planned else f"{last:,}"),
+        ("Tokens", f"{sum(v for _, v in run.curve('tokens')):,.0f}"),
+    ]
     memory = [most for _, most in run.curve("memory_mib")]
     if speeds:
         numbers.append(("Tokens per second, median", f"{speeds[len(speeds) // 2]:,.0f}"))
     if memory:
         numbers.append(("Memory of the first rank, most", f"{max(memory):,.0f} MiB"))
     return [*numbers, ("Training time", f"{sum(v for _, v in run.curve('seconds')):,.0f} s")]
+
+
+def shortfall(run: RunRecord) -> str:
+    """That a run did not reach its end, in a sentence; empty where it did, or where its end is not known."""
+    last, planned = run.steps
+    if planned is None or last >= planned:
+        return ""
+    return f"It has not reached its end: {planned:,} steps were planned, {f'{last:,}' if last else 'none'} logged."
+
+
+def lapses(run: RunRecord) -> list[str]:
+    """A sentence for each thing that was logged as NaN or infinite, with its steps."""
+    return [f"{name_of(key)}: {written}." for key in run.keys if (written := write_lapses(run.lapses(key)))]
 
 
 def versions() -> list[tuple[str, str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -9,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_xtoken.errors import DataError
+from nemo_xtoken.config import RunConfig
+from nemo_xtoken.config_io import load_run
+from nemo_xtoken.errors import DataError, XTokenError
 
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.json"
@@ -41,6 +45,30 @@ class RunRecord:
         """(step, value) of one metric, where it was logged and is finite."""
         points = [(float(record["step"]), float(record[key])) for record in self.metrics if record.get(key) is not None]
         return [(step, value) for step, value in points if math.isfinite(value)]
+
+    def lapses(self, key: str) -> list[tuple[int, float]]:
+        """(step, value) of one metric where it was logged and is NaN or infinite."""
+        values = [(int(record["step"]), record.get(key)) for record in self.metrics]
+        return [(step, float(value)) for step, value in values if value is not None and not math.isfinite(value)]
+
+    @property
+    def keys(self) -> list[str]:
+        """Everything that was logged, in the order of its first time."""
+        return [key for key in dict.fromkeys(key for record in self.metrics for key in record) if key != "step"]
+
+    @functools.cached_property
+    def config(self) -> RunConfig | None:
+        """The run's config; None where the run kept none that can be read."""
+        try:
+            return load_run(self.path / CONFIG_FILE, ()) if self.config_text else None
+        except XTokenError:
+            return None
+
+    @property
+    def steps(self) -> tuple[int, int | None]:
+        """The last step that was logged, 0 where there is none, and the number of those that were planned."""
+        last = int(self.metrics[-1]["step"]) if self.metrics else 0
+        return last, self.config.train.steps if self.config else None
 
 
 def read_run(path: Path) -> RunRecord:
@@ -75,6 +103,16 @@ def read_metrics(path: Path) -> tuple[Record, ...]:
                     f"{path}:{number}: expected a JSON object with a step, got {line[:60]!r}: remove the line"
                 ) from error
     return tuple(by_step[step] for step in sorted(by_step))
+
+
+def read_lines(path: Path) -> list[Record]:
+    """The JSON objects of a file of lines; what a killed process left half written is passed over."""
+    found: list[Record] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            found += [entry] if isinstance(entry, dict) else []
+    return found
 
 
 def read_evaluation(path: Path) -> Record | None:

@@ -21,6 +21,7 @@ from nemo_xtoken.integrations.megatron import checkpoint_files as files
 from nemo_xtoken.integrations.megatron import launch, local_ranks
 from nemo_xtoken.integrations.megatron.metrics import keep_lines_up_to
 from nemo_xtoken.integrations.megatron.run_dir import locked
+from nemo_xtoken.report.run_history import starts
 from tests.distributed import toy, train_toy
 from tests.forked import Forked
 
@@ -86,6 +87,9 @@ def test_a_run_killed_twice_has_the_curve_of_one_that_was_not(folder: Path, tp_s
     curves = [toy.metrics(config) for config in configs]
     assert [line["step"] for line in curves[1]] == list(range(1, STEPS + 1))
     assert curves[0] == curves[1]
+    endings = [one.ended for one in starts(folder / killed)]
+    assert ["without a word" in ended for ended in endings] == [True, True, False]
+    assert endings[-1] == f"It finished, after step {STEPS} of {STEPS}."
 
 
 def wait_for_end_of(processes: list[int]) -> None:
@@ -134,6 +138,7 @@ def test_a_rank_that_is_killed_ends_the_run_with_one_line(folder: Path) -> None:
     assert process.wait(timeout=30) == 1
     _, errors = process.texts()
     assert errors.strip() == "error: rank 1 was ended by SIGKILL; the same command goes on from the latest checkpoint"
+    assert "rank 1 was ended by SIGKILL" in starts(folder / "rank_killed")[0].ended
     wait_for_end_of(ranks)
 
 

@@ -34,6 +34,10 @@ MEASURE = """({
     const [p, q] = [text.getBoundingClientRect(), text.closest('svg').getBoundingClientRect()];
     return p.left < q.left - 0.5 || p.right > q.right + 0.5 || p.bottom > q.bottom + 0.5;
   }).map(text => text.textContent),
+  hidden: [...document.querySelectorAll('table, .piece')].filter(element => {
+    const frame = element.closest('section');
+    return frame && element.getBoundingClientRect().right > frame.getBoundingClientRect().right + 0.5;
+  }).map(element => element.textContent.trim().slice(0, 30)),
   smallest: Math.min(...[...document.querySelectorAll('p, td, th, dd, dt, li, code, div.small')]
     .map(element => parseFloat(getComputedStyle(element).fontSize))),
 })"""
@@ -54,6 +58,7 @@ class Look:
     background, ink               colours of the body
     overlapping   texts of charts that lie on each other
     cut           those that lie partly outside of their chart
+    hidden        tables, and pieces of text, that reach beyond their section, so that only scrolling shows all of them
     smallest      font size of the smallest text in CSS pixels
     """
 
@@ -66,6 +71,7 @@ class Look:
     ink: str
     overlapping: list[str]
     cut: list[str]
+    hidden: list[str]
     smallest: float
 
 
@@ -148,6 +154,7 @@ class Browser:
             ink=found["ink"],
             overlapping=found["overlapping"],
             cut=found["cut"],
+            hidden=found["hidden"],
             smallest=found["smallest"],
         )
 

@@ -131,6 +131,7 @@ def test_a_page_is_sound_in_a_browser(make: Maker, browser: Browser, tmp_path: P
             assert look.scroll_width == look.width, "the page scrolls sideways"
             assert look.overlapping == []
             assert look.cut == []
+            assert look.hidden == []
             assert look.smallest >= SMALLEST
         light, dark = (looks[scheme] for scheme in SCHEMES)
         assert contrast(light.background, light.ink) > 7
@@ -144,7 +145,8 @@ def test_the_check_sees_what_it_looks_for(browser: Browser, tmp_path: Path) -> N
     page.write_text(
         "<!doctype html><meta name=viewport content='width=device-width'><body style='background:#fff'>"
         "<img src='other.png'><div style='width:500px'>wide</div><script>console.error('no'); missing()</script>"
-        "<svg aria-label=a><text x=-9 y=20>one</text><text x=-9 y=20>two</text></svg><p style='font-size:6px'>tiny"
+        "<svg aria-label=a><text x=-9 y=20>one</text><text x=-9 y=20>two</text></svg><p style='font-size:6px'>tiny</p>"
+        "<section style='width:200px;overflow:auto'><table><td style='min-width:300px'>a number</table></section>"
     )
     look = browser.look(page, 360, "dark")
     assert [Path(url).name for url in look.requests] == ["other.png"]
@@ -153,6 +155,7 @@ def test_the_check_sees_what_it_looks_for(browser: Browser, tmp_path: Path) -> N
     assert look.scroll_width > look.width
     assert look.overlapping == ["a: one and two"]
     assert look.cut == ["one", "two"]
+    assert look.hidden == ["a number"]
     assert look.smallest == 6
     assert luminance(look.background) > 0.8, "a page without a dark scheme stays light"
 

@@ -15,6 +15,7 @@ from nemo_xtoken.config import RunConfig
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.megatron.local_ranks import Task, run_locally
 from nemo_xtoken.integrations.megatron.run_dir import adopt_config, check_config, locked, steps_done
+from nemo_xtoken.integrations.megatron.run_starts import recorded
 
 
 def launch(config: RunConfig) -> None:
@@ -36,6 +37,8 @@ def launch(config: RunConfig) -> None:
             if not rank:
                 sys.stdout.write(f"{run_dir} is finished: {done} steps are done; raise train.steps to go on\n")
             return
+        if not rank:
+            stack.enter_context(recorded(run_dir, done, config.train.steps))
         task = Task("nemo_xtoken.integrations.megatron.train_loop", "run_rank", (config,), config.device)
         run_task(task, config.rank_names())
 

@@ -11,8 +11,8 @@ from typing import TextIO
 from torch.utils.tensorboard import SummaryWriter
 
 from nemo_xtoken.errors import XTokenError
+from nemo_xtoken.integrations.megatron.run_dir import METRICS_FILE
 
-METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 
 

@@ -15,6 +15,7 @@ from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.megatron.checkpoint_files import latest_complete, step_of
 
 CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = "lock"
 LOCK_PATIENCE = 30.0
 """Seconds to wait for the last writers of a run that was just killed."""
