@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from nemo_xtoken.projection import TokenClass
 from nemo_xtoken.report.bars import BarChart, bar_chart
-from nemo_xtoken.report.curves import style_of
+from nemo_xtoken.report.curves import legend
 from nemo_xtoken.report.run_record import RunRecord
 
 
@@ -21,6 +21,6 @@ def class_bars(runs: Sequence[RunRecord]) -> list[BarChart]:
             rows.append((f"{name.label} ({count:,.0f})", values))
     if not rows:
         return []
-    sides = [(run.name, style_of(number)) for number, run in enumerate(runs)]
+    sides = legend(runs)
     caption = "nats per token, beside each class the number of its tokens in the text"
     return [bar_chart("Held-out loss by class of tokens", caption, sides, rows, lambda value: f"{value:.3f}")]

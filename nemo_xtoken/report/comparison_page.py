@@ -10,7 +10,7 @@ from typing import Any
 from nemo_xtoken.config_io import flattened, load_run
 from nemo_xtoken.errors import XTokenError
 from nemo_xtoken.report.class_losses import class_bars
-from nemo_xtoken.report.curves import charts, style_of
+from nemo_xtoken.report.curves import charts, legend
 from nemo_xtoken.report.held_out import MEASURES, Measure
 from nemo_xtoken.report.html import template, write_page
 from nemo_xtoken.report.run_record import CONFIG_FILE, RunRecord
@@ -34,7 +34,7 @@ def write_comparison(runs: Sequence[RunRecord], path: Path) -> Path:
     """Write the page and return its path."""
     rows, problem = config_rows(runs)
     page = template("comparison.html.j2").render(
-        runs=[(name, run, style_of(number)) for number, (name, run) in enumerate(zip(names(runs), runs, strict=True))],
+        legend=legend(runs),
         held_out=held_out_rows(runs),
         bar_charts=class_bars(runs),
         charts=charts(runs),
@@ -42,12 +42,6 @@ def write_comparison(runs: Sequence[RunRecord], path: Path) -> Path:
         problem=problem,
     )
     return write_page(path, page)
-
-
-def names(runs: Sequence[RunRecord]) -> list[str]:
-    """The name of each run's directory; where two are alike, its path as given."""
-    short = [run.name for run in runs]
-    return [str(run.path) if short.count(run.name) > 1 else run.name for run in runs]
 
 
 def held_out_rows(runs: Sequence[RunRecord]) -> list[Row]:

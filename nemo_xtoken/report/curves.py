@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from nemo_xtoken.config import TeacherConfig
+from nemo_xtoken.loss_config import LossConfig
 from nemo_xtoken.report.chart import Chart, Series, line_chart
-from nemo_xtoken.report.run_record import RunRecord
+from nemo_xtoken.report.run_record import RunRecord, names
 
 NUM_STYLES = 8
-"""Colours of the style sheet; a ninth run takes the first again."""
+"""Colours of the style sheet, and its dashes; a ninth run takes the first colour again, with another dash."""
+
+ONLY_SAME = "; comparable only between runs of the same loss"
 
 AGREEMENT = "share of chunks whose likeliest token is the teacher's"
 MASS = "probability of tokens outside the common set, mean over chunks"
@@ -46,8 +51,19 @@ def write_lapses(lapses: Sequence[tuple[int, float]]) -> str:
 
 
 def style_of(number: int) -> str:
-    """The CSS class of the number-th run."""
-    return f"s{number % NUM_STYLES}"
+    """The CSS classes of the number-th run: its colour and its dash, which together come again after 64 runs."""
+    return f"s{number % NUM_STYLES} d{(number + number // NUM_STYLES) % NUM_STYLES}"
+
+
+def is_repeated(style: str) -> bool:
+    """Whether a style has the colour of an earlier run, so that bars, which have no dash, need another sign."""
+    colour, dash = style.split()
+    return colour[1:] != dash[1:]
+
+
+def legend(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
+    """(name, style) of each run, the same on every chart."""
+    return [(name, style_of(number)) for number, name in enumerate(names(runs))]
 
 
 def charts(runs: Sequence[RunRecord]) -> list[Chart]:
@@ -55,24 +71,37 @@ def charts(runs: Sequence[RunRecord]) -> list[Chart]:
 
     def of_each(key: str) -> list[Series]:
         return [
-            Series(run.name, style_of(number), run.curve(key), write_lapses(run.lapses(key)))
-            for number, run in enumerate(runs)
+            Series(name, style, run.curve(key), write_lapses(run.lapses(key)))
+            for run, (name, style) in zip(runs, legend(runs), strict=True)
         ]
 
-    own = [chart for teacher in teachers_of(runs) for chart in teacher_charts(runs, teacher, of_each)]
+    same = ONLY_SAME if losses_differ(runs) else ""
+    own = [chart for teacher in teachers_of(runs) for chart in teacher_charts(runs, teacher, of_each, same)]
     drawn = (
         line_chart("Cross-entropy", "nats per token, on the training text", of_each("ce")),
-        line_chart("Distillation loss", "nats per chunk", of_each("kd")),
+        line_chart("Distillation loss", f"nats per chunk{same}", of_each("kd")),
         line_chart("Cross-entropy, validation", "nats per token", of_each("validation_ce")),
-        line_chart("Distillation loss, validation", "nats per chunk", of_each("validation_kd")),
+        line_chart("Distillation loss, validation", f"nats per chunk{same}", of_each("validation_kd")),
         *own,
-        line_chart("Balance ratio", "what the distillation loss is multiplied by", of_each("ratio")),
+        line_chart("Balance ratio", f"what the distillation loss is multiplied by{same}", of_each("ratio")),
         line_chart("Gradient norm", "before clipping", of_each("grad_norm")),
         line_chart("Learning rate", "of the step", of_each("lr")),
         line_chart("Speed", "student tokens per second", of_each("tokens_per_second")),
         line_chart("Memory", "MiB, the most that the first rank has held so far", of_each("memory_mib")),
     )
     return [chart for chart in drawn if chart is not None]
+
+
+def losses_differ(runs: Sequence[RunRecord]) -> bool:
+    """Whether teachers of the runs have losses of which the values can't be compared."""
+    configs = [run.config for run in runs]
+    losses = [[loss_of(teacher) for teacher in config.teachers] for config in configs if config and config.teachers]
+    return any(loss != losses[0] for loss in losses)
+
+
+def loss_of(teacher: TeacherConfig) -> LossConfig:
+    """A teacher's loss without what its value does not depend on."""
+    return replace(teacher.loss, block_memory_mib=1.0, block_rows=None, implementation="auto")
 
 
 def teachers_of(runs: Sequence[RunRecord]) -> list[str]:
@@ -82,12 +111,12 @@ def teachers_of(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def teacher_charts(
-    runs: Sequence[RunRecord], teacher: str, of_each: Callable[[str], list[Series]]
+    runs: Sequence[RunRecord], teacher: str, of_each: Callable[[str], list[Series]], same: str
 ) -> list[Chart | None]:
-    """The curves of one teacher; of several, each has its own loss as well."""
+    """The curves of one teacher; of several, each has its own loss as well, whose caption ends with `same`."""
     title, key = (f", {teacher}", f"/{teacher}") if teacher else ("", "")
     return [
-        line_chart(f"Distillation loss{title}", "nats per chunk", of_each(f"kd{key}")) if teacher else None,
+        line_chart(f"Distillation loss{title}", f"nats per chunk{same}", of_each(f"kd{key}")) if teacher else None,
         line_chart(f"Agreement{title}", AGREEMENT, of_each(f"top_1_agreement{key}")),
         line_chart(f"Uncommon tokens{title}", MASS, masses(runs, key)),
     ]
@@ -95,10 +124,17 @@ def teacher_charts(
 
 def masses(runs: Sequence[RunRecord], key: str) -> list[Series]:
     """The probability of uncommon tokens: the student's in each run; where only one has it, the teacher's as well."""
-    having = [(number, run) for number, run in enumerate(runs) if run.curve(f"student_uncommon_mass{key}")]
-    sides = ("student", "teacher") if len(having) == 1 else ("student",)
+    having = [
+        (number, run, name)
+        for number, (run, name) in enumerate(zip(runs, names(runs), strict=True))
+        if run.curve(f"student_uncommon_mass{key}")
+    ]
+    if len(having) != 1:
+        return [Series(name, style_of(n), run.curve(f"student_uncommon_mass{key}")) for n, run, name in having]
+    ((number, run, name),) = having
+    colour, dash = style_of(number).split()
+    teacher = f"{colour} d{(int(dash[1:]) + 2) % NUM_STYLES}"
     return [
-        Series(f"{run.name}: {side}", style_of(number + place), run.curve(f"{side}_uncommon_mass{key}"))
-        for number, run in having
-        for place, side in enumerate(sides)
+        Series(f"{name}: {side}", style, run.curve(f"{side}_uncommon_mass{key}"))
+        for side, style in (("student", f"{colour} {dash}"), ("teacher", teacher))
     ]

@@ -51,7 +51,7 @@ class TeacherView:
 def sides_of(prepared: PreparedData) -> list[tuple[str, str]]:
     """(name, style) of the student and of each teacher."""
     names = prepared.manifest.teacher_names
-    return [("student", "s0"), *((names[i], style_of(i + 1)) for i in range(len(names)))]
+    return [("student", style_of(0)), *((names[i], style_of(i + 1)) for i in range(len(names)))]
 
 
 def counted_documents(prepared: PreparedData) -> NDArray[np.int64]:
@@ -67,7 +67,9 @@ def view_teacher(prepared: PreparedData, number: int) -> TeacherView:
         counts += _counts(prepared, number, i)
     total = max(counts.chunks, 1)
     rows = [(label, [getattr(counts, name) / total]) for label, name in KINDS]
-    kinds = bar_chart("Chunks by kind", "share of all chunks", [(side.name, "s0")], rows, _share)
+    kinds = bar_chart(
+        f"Chunks by kind, {side.name}", "share of all chunks", [(side.name, style_of(number + 1))], rows, _share
+    )
     try:
         examples, problem = _examples(prepared, number), ""
     except XTokenError as error:

@@ -12,17 +12,19 @@ from nemo_xtoken.errors import DataError, require
 from nemo_xtoken.report.audit_picture import write_picture
 from nemo_xtoken.report.class_losses import class_bars
 from nemo_xtoken.report.comparison_page import write_comparison
-from nemo_xtoken.report.curves import charts
+from nemo_xtoken.report.curves import charts, legend
 from nemo_xtoken.report.data_page import view_data, write_data
+from nemo_xtoken.report.data_view import sides_of
 from nemo_xtoken.report.pair import load_pair
 from nemo_xtoken.report.pair_page import write_pair
-from nemo_xtoken.report.picture import write_charts
+from nemo_xtoken.report.picture import check_format, write_charts
 from nemo_xtoken.report.run_page import write_report
-from nemo_xtoken.report.run_record import read_run
+from nemo_xtoken.report.run_record import names, read_run
 
 Kind = Literal["run", "runs", "data", "pair"]
 SubjectKind = Literal["run", "data", "pair"]
 COMPARISON_FILE = Path("comparison.html")
+LONGEST_TITLE = 70
 WHAT = "the directory of a run or of prepared data, or a file of W"
 
 
@@ -56,12 +58,14 @@ def write_page_of(
     """Write the page of the subjects, and its plots as one picture where `png` says so; returns the page's path.
 
     out  by default report.html in the directory of the run or of the data, W's file with .html, or comparison.html here
-    Raises ConfigError for subjects that are of no kind, or an option that the kind does not have, DataError where there
-    is nothing; else as of each page.
+    Raises ConfigError for subjects that are of no kind, an option that the kind does not have, or a picture of no known
+    format, DataError where there is nothing; else as of each page.
     """
     options = options or PageOptions()
     kind = kind_of(subjects)
     check_options(kind, options)
+    if png is not None:
+        check_format(png)
     write = {"run": _write_run, "runs": _write_runs, "data": _write_data, "pair": _write_pair}[kind]
     return write(subjects, options, out, png)
 
@@ -103,7 +107,7 @@ def _write_run(subjects: Sequence[Path], options: PageOptions, out: Path | None,
     )
     if png is not None:
         runs = [read_run(path) for path in (run_dir, options.control) if path is not None]
-        write_charts(runs[0].name, [*class_bars(runs), *charts(runs)], png)
+        write_charts(" beside ".join(names(runs)), [*class_bars(runs), *charts(runs)], png, legend(runs))
     return page
 
 
@@ -111,7 +115,9 @@ def _write_runs(subjects: Sequence[Path], _: PageOptions, out: Path | None, png:
     runs = [read_run(path) for path in subjects]
     page = write_comparison(runs, out or COMPARISON_FILE)
     if png is not None:
-        write_charts(f"{len(runs)} runs", [*class_bars(runs), *charts(runs)], png)
+        title = ", ".join(names(runs))
+        title = title if len(title) <= LONGEST_TITLE else f"{len(runs)} runs"
+        write_charts(title, [*class_bars(runs), *charts(runs)], png, legend(runs))
     return page
 
 
@@ -121,7 +127,8 @@ def _write_data(subjects: Sequence[Path], options: PageOptions, out: Path | None
     view = view_data(path, None if student is None else (student, options.teacher_length or student))
     page = write_data(view, out or path / "report.html")
     if png is not None:
-        write_charts(path.resolve().name, [view.length_bars, *(teacher.kinds for teacher in view.teachers)], png)
+        bars = [view.length_bars, *(teacher.kinds for teacher in view.teachers)]
+        write_charts(f"Prepared data: {path.resolve().name}", bars, png, sides_of(view.prepared))
     return page
 
 

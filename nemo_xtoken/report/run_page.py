@@ -12,7 +12,7 @@ from nemo_xtoken.config_io import load_run
 from nemo_xtoken.errors import XTokenError
 from nemo_xtoken.projection import newest_automatic
 from nemo_xtoken.report.class_losses import class_bars
-from nemo_xtoken.report.curves import charts, name_of, write_lapses
+from nemo_xtoken.report.curves import charts, legend, name_of, write_lapses
 from nemo_xtoken.report.fp8_maps import read_maps
 from nemo_xtoken.report.held_out import Comparison, compare
 from nemo_xtoken.report.html import template, write_page
@@ -50,12 +50,14 @@ def write_report(
 
 def render(run: RunRecord, control: RunRecord | None, pairs: Sequence[Pair], reason: str) -> str:
     """The page's HTML; every text that is not the template's own is escaped."""
+    runs = [run] if control is None else [run, control]
     return template("run.html.j2").render(
         run=run,
+        legend=legend(runs),
         control=control,
         comparisons=compare_runs(run, control),
-        bar_charts=class_bars([run] if control is None else [run, control]),
-        charts=charts([run] if control is None else [run, control]),
+        bar_charts=class_bars(runs),
+        charts=charts(runs),
         checkpoints=checkpoints(run.path),
         attempts=attempts(run.path),
         starts=starts(run.path),

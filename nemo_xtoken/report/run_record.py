@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,12 @@ class RunRecord:
         """The last step that was logged, 0 where there is none, and the number of those that were planned."""
         last = int(self.metrics[-1]["step"]) if self.metrics else 0
         return last, self.config.train.steps if self.config else None
+
+
+def names(runs: Sequence[RunRecord]) -> list[str]:
+    """The name of each run's directory; where two are alike, its path as given."""
+    short = [run.name for run in runs]
+    return [str(run.path) if short.count(run.name) > 1 else run.name for run in runs]
 
 
 def read_run(path: Path) -> RunRecord:

@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from nemo_xtoken import data, projection, tokenizers
 from nemo_xtoken.cli.app import run
@@ -19,12 +21,12 @@ from nemo_xtoken.errors import ConfigError, DataError
 from nemo_xtoken.loss_config import LossConfig
 from nemo_xtoken.report import PageOptions, write_page_of
 from nemo_xtoken.report.class_losses import class_bars
-from nemo_xtoken.report.comparison_page import differing, held_out_rows, names
-from nemo_xtoken.report.curves import charts
+from nemo_xtoken.report.comparison_page import differing, held_out_rows
+from nemo_xtoken.report.curves import charts, legend, style_of
 from nemo_xtoken.report.data_page import view_data
 from nemo_xtoken.report.data_view import length_bars
 from nemo_xtoken.report.picture import draw_charts
-from nemo_xtoken.report.run_record import read_run
+from nemo_xtoken.report.run_record import names, read_run
 from tests.unit.test_report import EVALUATION, Balance, rank_file, write_run
 
 MODEL = ModelConfig(num_layers=1, hidden_size=8, num_attention_heads=1)
@@ -223,8 +225,10 @@ def test_the_page_of_several_runs_draws_each_over_the_others(tmp_path: Path) -> 
     for number, path in enumerate(runs):
         save_run(config(path, lr=1e-3 * (1 + number)), path / "config.yaml")
     html = write_page_of(runs, out=tmp_path / "runs.html").read_text()
-    first = html[html.index("<svg") : html.index("</svg>")]
-    assert [f'class="mean s{number}"' in first for number in range(4)] == [True, True, True, False]
+    first = html[html.index('<svg viewBox="0 0 460') :]
+    first = first[: first.index("</svg>")]
+    assert [f'class="mean {style_of(number)}"' in first for number in range(4)] == [True, True, True, False]
+    assert html.count(">b</span>") == 2, "one legend of the bars and one of all charts"
     assert "optimizer.lr" in html
     save_run(config(runs[0]), runs[1] / "config.yaml")
     save_run(config(runs[0]), runs[2] / "config.yaml")
@@ -243,7 +247,72 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
     assert names(runs) == [str(run.path) for run in runs]
 
 
+def test_a_ninth_run_is_not_drawn_as_the_first() -> None:
+    assert len({style_of(number) for number in range(64)}) == 64
+    assert (style_of(0), style_of(7), style_of(8)) == ("s0 d0", "s7 d7", "s0 d1")
+
+
+def test_losses_of_another_kind_are_said_to_be_no_measure_of_each_other(tmp_path: Path) -> None:
+    losses = ({"mode": "p_kl"}, {"mode": "h_kl"}, {"mode": "p_kl", "block_rows": 7})
+    runs: list[Path] = []
+    for number, loss in enumerate(losses):
+        runs.append(write_run(tmp_path / f"run-{number}"))
+        save_run(config(runs[-1], teacher("qwen", **loss)), runs[-1] / "config.yaml")
+    control = write_run(tmp_path / "control", kd=False)
+    save_run(config(control), control / "config.yaml")
+    for paths, differ in ((runs, True), ([runs[0], runs[2], control], False)):
+        captions = {chart.title: chart.caption for chart in charts([read_run(path) for path in paths])}
+        for title in ("Distillation loss", "Balance ratio"):
+            assert captions[title].endswith("; comparable only between runs of the same loss") == differ
+        assert "comparable" not in captions["Cross-entropy"]
+
+
+def test_the_teacher_of_a_mass_has_a_line_of_no_run(tmp_path: Path) -> None:
+    runs = [read_run(write_run(tmp_path / name, kd=name == "b")) for name in ("a", "b", "c")]
+    (chart,) = (chart for chart in charts(runs) if chart.title == "Uncommon tokens")
+    assert [line.name for line in chart.lines] == ["b: student", "b: teacher"]
+    assert [line.style for line in chart.lines] == [style_of(1), "s1 d3"]
+    assert "s1 d3" not in {style_of(number) for number in range(8)}
+
+
 # Pictures
+
+
+@pytest.mark.parametrize(("name", "begin"), [("x.svg", b"<?xml"), ("x.pdf", b"%PDF"), ("x.PNG", b"\x89PNG")])
+def test_a_picture_has_the_format_of_its_name(name: str, begin: bytes, tmp_path: Path) -> None:
+    write_page_of([write_run(tmp_path / "run", steps=3)], png=tmp_path / name)
+    assert (tmp_path / name).read_bytes().startswith(begin)
+
+
+def test_a_picture_of_another_format_is_refused_before_the_page_is_written(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=3)
+    with pytest.raises(ConfigError, match=r"ending in \.png, \.svg or \.pdf, got .*x\.jpg"):
+        write_page_of([run], png=tmp_path / "x.jpg")
+    assert not (run / "report.html").exists()
+
+
+def test_no_text_of_a_picture_lies_on_another(tmp_path: Path) -> None:
+    runs = [read_run(write_run(tmp_path / f"a-long-name-of-run-{n}", evaluation=EVALUATION)) for n in range(9)]
+    drawn = [*class_bars(runs), *charts(runs)]
+    figure = draw_charts("nine runs", drawn, legend(runs))
+    FigureCanvasAgg(figure).draw()
+    texts = [text for text in figure.texts if isinstance(text, Text) and text.get_text()]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
+    assert len([text for text, _ in boxes if text.startswith("a-long-name")]) == 9, "each name once, in one legend"
+    for i, (text, box) in enumerate(boxes):
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width, text
+        assert [other for other, one in boxes[i + 1 :] if box.overlaps(one)] == [], text
+        assert not any(box.overlaps(axes.get_window_extent()) for axes in figure.axes), text
+
+
+def test_a_picture_has_the_marks_of_the_page(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", kd=False, steps=3))
+    drawn = charts([run])
+    figure = draw_charts("run", drawn, legend([run]))
+    for axes, chart in zip(figure.axes, drawn, strict=True):
+        assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2", "3"]
+        assert [text.get_text() for text in axes.get_yticklabels()] == [tick.label for tick in chart.y_ticks]
+        assert axes.get_legend() is None
 
 
 def test_no_chart_of_a_picture_lies_on_another(tmp_path: Path) -> None:
