@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from nemo_xtoken.projection import TokenClass
 from nemo_xtoken.report.bars import BarChart, bar_chart
 from nemo_xtoken.report.curves import legend
+from nemo_xtoken.report.html import capital
 from nemo_xtoken.report.run_record import RunRecord
 
 
@@ -18,7 +19,7 @@ def class_bars(runs: Sequence[RunRecord]) -> list[BarChart]:
         values = [evaluation.get(f"loss/{name.value}") for evaluation in evaluations]
         if any(value is not None for value in values):
             count = max(evaluation.get(f"tokens/{name.value}") or 0 for evaluation in evaluations)
-            rows.append((f"{name.label} ({count:,.0f})", values))
+            rows.append((f"{capital(name.label)} ({count:,.0f})", values))
     if not rows:
         return []
     sides = legend(runs)

@@ -13,7 +13,8 @@ from nemo_xtoken.report.class_losses import class_bars
 from nemo_xtoken.report.curves import charts, legend
 from nemo_xtoken.report.held_out import MEASURES, Measure
 from nemo_xtoken.report.html import template, write_page
-from nemo_xtoken.report.run_record import CONFIG_FILE, RunRecord
+from nemo_xtoken.report.run_facts import totals
+from nemo_xtoken.report.run_record import CONFIG_FILE, RunRecord, names
 
 LACKING = "–"
 TELLING = ("name", "kind", "mode", "recipe", "backend")
@@ -37,6 +38,7 @@ def write_comparison(runs: Sequence[RunRecord], path: Path) -> Path:
         legend=legend(runs),
         held_out=held_out_rows(runs),
         bar_charts=class_bars(runs),
+        totals=totals_rows(runs),
         charts=charts(runs),
         config_rows=rows,
         problem=problem,
@@ -62,17 +64,32 @@ def _row(measure: Measure, records: Sequence[Mapping[str, Any]]) -> Row:
     )
 
 
+def totals_rows(runs: Sequence[RunRecord]) -> list[Row]:
+    """The runs in a few numbers, a row for each that one of them has."""
+    found = [dict(totals(run)) for run in runs]
+    keys = dict.fromkeys(key for numbers in found for key in numbers)
+    return [Row(key, "", tuple(numbers.get(key, LACKING) for numbers in found), (False,) * len(runs)) for key in keys]
+
+
 def config_rows(runs: Sequence[RunRecord]) -> tuple[list[Row], str]:
-    """The keys in which the runs' configs differ; a sentence about what could not be read."""
-    configs: list[Mapping[str, str]] = []
-    for run in runs:
-        if run.config_text is None:
-            return [], f"{run.name} kept no config, so nothing is compared."
+    """The keys in which the runs' configs differ; a sentence about those that could not be read, whose cells are
+    empty."""
+    configs: list[Mapping[str, str] | None] = []
+    problems: list[str] = []
+    for name, run in zip(names(runs), runs, strict=True):
         try:
-            configs.append(flattened(load_run(run.path / CONFIG_FILE)))
+            configs.append(flattened(load_run(run.path / CONFIG_FILE)) if run.config_text else None)
+            problems += [] if run.config_text else [f"{name} kept no config."]
         except XTokenError as error:
-            return [], f"A config could not be read: {error}"
-    return [Row(key, "", cells, (False,) * len(runs)) for key, cells in differing(configs).items()], ""
+            configs.append(None)
+            problems.append(f"The config of {name} could not be read: {error}.")
+    known = [config for config in configs if config is not None]
+    rows: list[Row] = []
+    for key, values in differing(known).items():
+        cells = iter(values)
+        texts = tuple(LACKING if config is None else next(cells) for config in configs)
+        rows.append(Row(key, "", texts, (False,) * len(runs)))
+    return rows, " ".join(problems)
 
 
 def differing(configs: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
@@ -103,6 +120,8 @@ def _group_of(key: str, lacking: Mapping[str, str]) -> str:
 
 def _summary(group: str, config: Mapping[str, str]) -> str:
     """What a config has in a group, in a few words."""
+    if config.get(group) == "[]":
+        return "no teacher" if group == "teachers" else "none"
     if group in config:
         return config[group]
     told = [value for key, value in config.items() if key.startswith(f"{group}.") and key.rpartition(".")[2] in TELLING]

@@ -24,8 +24,8 @@ class Corner:
 
 def corner(matrix: ProjectionMatrix, student: Tokenizer, teacher: Tokenizer, sentence: str, size: int = 7) -> Corner:
     """How `size` student tokens, those of the sentence first, spread over the teacher's."""
-    spread = spread_rows(matrix, student, sentence, size)
-    column_ids = sorted({int(i) for row in spread for i in matrix.indices[row] if i >= 0})
+    spread = _by_label(student, spread_rows(matrix, student, sentence, size))
+    column_ids = _by_label(teacher, {int(i) for row in spread for i in matrix.indices[row] if i >= 0})
     rows = spread + exact_rows(matrix, column_ids)
     weights = np.zeros((len(rows), len(column_ids)))
     for r, row in enumerate(rows):
@@ -33,6 +33,11 @@ def corner(matrix: ProjectionMatrix, student: Tokenizer, teacher: Tokenizer, sen
             if teacher_id in column_ids:
                 weights[r, column_ids.index(teacher_id)] += weight
     return Corner(labels(student, rows), labels(teacher, column_ids), weights)
+
+
+def _by_label(tokenizer: Tokenizer, ids: Iterable[int]) -> list[int]:
+    """Tokens as one looks them up: short ones first, then by what they stand for."""
+    return sorted(ids, key=lambda token_id: (len(tokenizer.token_bytes(token_id)), tokenizer.token_bytes(token_id)))
 
 
 def spread_rows(matrix: ProjectionMatrix, student: Tokenizer, sentence: str, size: int) -> list[int]:

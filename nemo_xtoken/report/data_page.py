@@ -10,8 +10,8 @@ from nemo_xtoken.data.statistics import Fill, Lengths
 from nemo_xtoken.report.bars import BarChart
 from nemo_xtoken.report.data_view import (
     COUNTED,
-    SEQUENCE_LENGTHS,
     TeacherView,
+    default_lengths,
     fills,
     length_bars,
     open_data,
@@ -50,7 +50,7 @@ def view_data(path: Path, lengths: tuple[int, int] | None = None) -> DataView:
         learnt_share=(tokens - int(prepared.loss_starts.sum())) / tokens,
         lengths=tuple(map(Lengths.of, sides)),
         length_bars=length_bars(prepared),
-        fills=tuple(fills(prepared, [lengths] if lengths else [(length, length) for length in SEQUENCE_LENGTHS])),
+        fills=tuple(fills(prepared, [lengths] if lengths else default_lengths(prepared))),
         teachers=tuple(view_teacher(prepared, number) for number in range(len(prepared.teachers))),
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,8 @@ COUNTED = 20_000
 """Documents whose chunks are counted; of larger data as many, evenly spaced."""
 
 EXAMPLES, EXAMPLE_CHUNKS = 3, 60
+TeacherLengths = int | Mapping[str, int]
+MULTIPLE = 32
 SEQUENCE_LENGTHS = (512, 1024, 2048, 4096, 8192)
 KINDS = (
     ("one to one", "one_to_one"),
@@ -97,7 +100,25 @@ def length_bars(prepared: PreparedData) -> BarChart:
     )
 
 
-def fills(prepared: PreparedData, lengths: Sequence[tuple[int, int]]) -> list[Fill]:
+def default_lengths(prepared: PreparedData) -> list[tuple[int, TeacherLengths]]:
+    """Several lengths, each for both sides, and where a teacher needs more tokens for the same text than the student
+    once more with as many more."""
+    found: list[tuple[int, TeacherLengths]] = []
+    names = prepared.manifest.teacher_names
+    ratios = [float(teacher.lengths.sum() / prepared.student_lengths.sum()) for teacher in prepared.teachers]
+    for length in SEQUENCE_LENGTHS:
+        fitting = {name: rounded_up(length * ratio) for name, ratio in zip(names, ratios, strict=True)}
+        found.append((length, length))
+        found += [(length, fitting)] if any(other != length for other in fitting.values()) else []
+    return found
+
+
+def rounded_up(length: float) -> int:
+    """A length that kernels like, not below this one."""
+    return -(-math.ceil(length) // MULTIPLE) * MULTIPLE
+
+
+def fills(prepared: PreparedData, lengths: Sequence[tuple[int, TeacherLengths]]) -> list[Fill]:
     """How the documents pack into sequences of each (student, teacher) length in which something fits."""
     found: list[Fill] = []
     for student, teacher in lengths:

@@ -1,4 +1,4 @@
-"""What FP8 does to a run's numbers, as maps: a row per layer, steps from left to right, darker for more."""
+"""What FP8 does to a run's numbers, as maps: a row per layer, steps from left to right, a stronger colour for more."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_xtoken.report.chart import three_digits
 from nemo_xtoken.report.run_record import Record, read_metrics
 
 FILE = "fp8.jsonl"
@@ -24,7 +25,7 @@ QUANTITIES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A layer over some steps: its value as text, and how dark it is, 0 to 1."""
+    """A layer over some steps: its value as text, and how strong its colour is, 0 to 1."""
 
     text: str
     shade: float
@@ -32,12 +33,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Map:
-    """One number of one tensor, by layer and time; low and high are what the lightest and the darkest cell mean."""
+    """One number of one tensor, by layer and time; low and high are what the weakest and the strongest colour mean.
+
+    steps    the first and the last
+    is_zero  whether there is nothing to see
+    """
 
     title: str
     caption: str
     low: str
     high: str
+    steps: tuple[int, int]
+    is_zero: bool
     rows: Sequence[tuple[str, Sequence[Cell]]]
 
 
@@ -76,7 +83,8 @@ def draw(title: str, caption: str, tensor: str, quantity: str, parts: Sequence[S
         (layer, [Cell(_text(value, quantity), _shade(value, low, high, as_logarithm)) for value in row])
         for layer, row in zip(layers, values, strict=True)
     ]
-    return Map(title, caption, _text(low, quantity), _text(high, quantity), rows)
+    steps = int(parts[0][0]["step"]), int(parts[-1][-1]["step"])
+    return Map(title, caption, _text(low, quantity), _text(high, quantity), steps, high == 0, rows)
 
 
 def _value(layers: Mapping[str, Any], layer: str, tensor: str, quantity: str) -> float:
@@ -92,4 +100,4 @@ def _shade(value: float, low: float, high: float, as_logarithm: bool) -> float:
 
 
 def _text(value: float, quantity: str) -> str:
-    return f"{value:.2%}" if quantity in ("underflow", "overflow") else f"{value:.3g}"
+    return f"{100 * value:.2f} %" if quantity in ("underflow", "overflow") else three_digits(value)

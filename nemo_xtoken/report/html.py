@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from nemo_xtoken.projection import CRITICAL_CLASSES
 
 LOSS_NAMES = {
     "p_kl": "P-KL",
@@ -27,7 +30,9 @@ def template(name: str, **filters: Callable[..., str]) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update({"weight": write_weight, "loss_name": LOSS_NAMES.__getitem__, **filters})
+    own = {"weight": write_weight, "loss_name": LOSS_NAMES.__getitem__, "grouped": grouped, "capital": capital}
+    environment.filters.update({**own, **filters})
+    environment.tests["critical"] = CRITICAL_CLASSES.__contains__
     return environment.get_template(name)
 
 
@@ -36,6 +41,16 @@ def write_weight(weight: float) -> str:
     if weight >= 1:
         return "1"
     return f"{weight:.2f}" if weight >= 0.01 else f"{weight:.3f}" if weight >= 0.001 else "<.001"
+
+
+def grouped(text: str) -> str:
+    """A sentence with commas in its numbers of four digits and more."""
+    return re.sub(r"\b\d{4,}\b", lambda number: f"{int(number[0]):,}", text)
+
+
+def capital(label: str) -> str:
+    """The label of a class of tokens as the first word of a line."""
+    return (label[:1].upper() + label[1:]).replace("utf8", "UTF-8")
 
 
 def write_page(path: Path, page: str) -> Path:

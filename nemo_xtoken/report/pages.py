@@ -19,7 +19,7 @@ from nemo_xtoken.report.pair import load_pair
 from nemo_xtoken.report.pair_page import write_pair
 from nemo_xtoken.report.picture import check_format, write_charts
 from nemo_xtoken.report.run_page import write_report
-from nemo_xtoken.report.run_record import names, read_run
+from nemo_xtoken.report.run_record import SIGNS, is_run, names, read_run
 
 Kind = Literal["run", "runs", "data", "pair"]
 SubjectKind = Literal["run", "data", "pair"]
@@ -86,7 +86,11 @@ def _kind_of_one(path: Path) -> SubjectKind:
         return "pair"
     if not path.is_dir():
         raise DataError(f"expected {WHAT}, got {path}, where there is nothing")
-    return "data" if (path / MANIFEST).is_file() else "run"
+    if (path / MANIFEST).is_file():
+        return "data"
+    if not is_run(path):
+        raise DataError(f"expected {WHAT}, got {path}, which has neither {MANIFEST} nor any of {', '.join(SIGNS)}")
+    return "run"
 
 
 def check_options(kind: Kind, options: PageOptions) -> None:

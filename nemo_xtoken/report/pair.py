@@ -13,6 +13,9 @@ from nemo_xtoken.tokenizers import Tokenizer
 
 DEFAULT_SENTENCE = "In 2024 the bakery sold 1288 loaves at €3.75 each, 201 more than the year before."
 
+BETA = "Beta, the first piece's weight before a row is made to sum to 1"
+GAMMA = "Gamma, each further piece's share of the weight before it"
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -57,7 +60,7 @@ def facts(matrix: ProjectionMatrix) -> tuple[tuple[str, str], ...]:
     rows, width = matrix.indices.shape
     entries = (matrix.indices >= 0).sum(axis=1)
     several = int((entries > 1).sum())
-    built = [(name, value) for name, value in (("beta", matrix.beta), ("gamma", matrix.gamma)) if value is not None]
+    built = [(name, value) for name, value in ((BETA, matrix.beta), (GAMMA, matrix.gamma)) if value is not None]
     return (
         ("Student tokens, rows", f"{rows:,}"),
         ("Teacher tokens, columns", f"{matrix.teacher_vocab_size:,}"),
@@ -65,5 +68,5 @@ def facts(matrix: ProjectionMatrix) -> tuple[tuple[str, str], ...]:
         ("Rows with several entries", f"{several:,}"),
         ("Most entries of a row", f"{int(entries.max(initial=0))} of at most {width}"),
         *((name, f"{value:g}") for name, value in built),
-        ("Reverse pass", "yes" if matrix.reverse_pass else "no"),
+        ("Entries for teacher tokens that no row reached", "yes" if matrix.reverse_pass else "no"),
     )

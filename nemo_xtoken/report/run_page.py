@@ -12,11 +12,12 @@ from nemo_xtoken.config_io import load_run
 from nemo_xtoken.errors import XTokenError
 from nemo_xtoken.projection import newest_automatic
 from nemo_xtoken.report.class_losses import class_bars
-from nemo_xtoken.report.curves import charts, legend, name_of, write_lapses
+from nemo_xtoken.report.curves import charts, legend
 from nemo_xtoken.report.fp8_maps import read_maps
 from nemo_xtoken.report.held_out import Comparison, compare
 from nemo_xtoken.report.html import template, write_page
 from nemo_xtoken.report.pair import Pair, load_pair
+from nemo_xtoken.report.run_facts import lapses, shortfall, summary, totals
 from nemo_xtoken.report.run_history import attempts, checkpoints, starts
 from nemo_xtoken.report.run_record import CONFIG_FILE, RunRecord, read_run
 
@@ -65,6 +66,7 @@ def render(run: RunRecord, control: RunRecord | None, pairs: Sequence[Pair], rea
         totals=totals(run),
         shortfall=shortfall(run),
         lapses=lapses(run),
+        summary=summary(run),
         pairs=pairs,
         reason=reason,
         versions=versions(),
@@ -99,37 +101,6 @@ def compare_runs(run: RunRecord, control: RunRecord | None) -> tuple[Comparison,
     if run.evaluation is None:
         return ()
     return compare(run.evaluation, control.evaluation if control else None)
-
-
-def totals(run: RunRecord) -> list[tuple[str, str]]:
-    """The run in a few numbers, as (name, value)."""
-    if not run.metrics:
-        return []
-    speeds = sorted(speed for _, speed in run.curve("tokens_per_second"))
-    last, planned = run.steps
-    numbers = [
-        ("Steps", f"{last:,} of {planned:,}" if planned else f"{last:,}"),
-        ("Tokens", f"{sum(v for _, v in run.curve('tokens')):,.0f}"),
-    ]
-    memory = [most for _, most in run.curve("memory_mib")]
-    if speeds:
-        numbers.append(("Tokens per second, median", f"{speeds[len(speeds) // 2]:,.0f}"))
-    if memory:
-        numbers.append(("Memory of the first rank, most", f"{max(memory):,.0f} MiB"))
-    return [*numbers, ("Training time", f"{sum(v for _, v in run.curve('seconds')):,.0f} s")]
-
-
-def shortfall(run: RunRecord) -> str:
-    """That a run did not reach its end, in a sentence; empty where it did, or where its end is not known."""
-    last, planned = run.steps
-    if planned is None or last >= planned:
-        return ""
-    return f"It has not reached its end: {planned:,} steps were planned, {f'{last:,}' if last else 'none'} logged."
-
-
-def lapses(run: RunRecord) -> list[str]:
-    """A sentence for each thing that was logged as NaN or infinite, with its steps."""
-    return [f"{name_of(key)}: {written}." for key in run.keys if (written := write_lapses(run.lapses(key)))]
 
 
 def versions() -> list[tuple[str, str]]:

@@ -18,6 +18,8 @@ from nemo_xtoken.errors import DataError, XTokenError
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.json"
 CONFIG_FILE = "config.yaml"
+SIGNS = (CONFIG_FILE, METRICS_FILE, EVALUATION_FILE, "checkpoints", "launch")
+"""What tells that a directory is that of a run."""
 
 Record = Mapping[str, Any]
 
@@ -77,6 +79,11 @@ def names(runs: Sequence[RunRecord]) -> list[str]:
     return [str(run.path) if short.count(run.name) > 1 else run.name for run in runs]
 
 
+def is_run(path: Path) -> bool:
+    """Whether a directory has anything that a run leaves."""
+    return any((path / name).exists() for name in SIGNS)
+
+
 def read_run(path: Path) -> RunRecord:
     """Read a run directory.
 
@@ -84,6 +91,8 @@ def read_run(path: Path) -> RunRecord:
     """
     if not path.is_dir():
         raise DataError(f"expected the directory of a run, got {str(path)!r}, which is none: give a run's run_dir")
+    if not is_run(path):
+        raise DataError(f"expected the directory of a run, got {str(path)!r}, which has none of {', '.join(SIGNS)}")
     config_path = path / CONFIG_FILE
     return RunRecord(
         path=path,

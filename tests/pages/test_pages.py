@@ -56,7 +56,7 @@ def a_run(folder: Path) -> Path:
 
 
 def a_bare_run(folder: Path) -> Path:
-    (folder / "bare").mkdir()
+    (folder / "bare" / "checkpoints").mkdir(parents=True)
     return write_page_of([folder / "bare"])
 
 
@@ -70,7 +70,7 @@ def several_runs(folder: Path) -> Path:
 
 def bare_runs(folder: Path) -> Path:
     for name in ("one", "two"):
-        (folder / name).mkdir()
+        (folder / name / "checkpoints").mkdir(parents=True)
     return write_page_of([folder / "one", folder / "two"], out=folder / "bare.html")
 
 

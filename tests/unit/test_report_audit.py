@@ -31,10 +31,10 @@ def test_the_page_is_well_formed_escaped_and_loads_nothing(tmp_path: Path) -> No
 
 def test_the_page_tells_coverage_loss_and_empty_rows(tmp_path: Path) -> None:
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page(tmp_path)))
-    assert "two-digit numeral 1 0 0.0 %" in text
+    assert "Two-digit numeral 1 0 0.0 %" in text
     assert "&lt;u&gt; asked for 2 1 50.0 %" in text
     assert "Recommended loss: P-KL" in text
-    assert "special tokens without a counterpart of their role or place in the teacher 1 &lt;|s|&gt;" in text
+    assert "Special tokens without a counterpart of their role or place in the teacher 1 &lt;|s|&gt;" in text
     assert "·⏎" in text
 
 

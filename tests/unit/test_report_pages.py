@@ -14,18 +14,29 @@ from matplotlib.text import Text
 
 from nemo_xtoken import data, projection, tokenizers
 from nemo_xtoken.cli.app import run
-from nemo_xtoken.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TeacherConfig, TrainConfig
+from nemo_xtoken.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+    TeacherConfig,
+    TrainConfig,
+)
 from nemo_xtoken.config_io import flattened, save_run
 from nemo_xtoken.data.chunk_counts import count_chunks
 from nemo_xtoken.errors import ConfigError, DataError
 from nemo_xtoken.loss_config import LossConfig
 from nemo_xtoken.report import PageOptions, write_page_of
 from nemo_xtoken.report.class_losses import class_bars
-from nemo_xtoken.report.comparison_page import differing, held_out_rows
+from nemo_xtoken.report.comparison_page import config_rows, differing, held_out_rows, totals_rows
 from nemo_xtoken.report.curves import charts, legend, style_of
 from nemo_xtoken.report.data_page import view_data
-from nemo_xtoken.report.data_view import length_bars
+from nemo_xtoken.report.data_view import length_bars, rounded_up
+from nemo_xtoken.report.html import capital, grouped
+from nemo_xtoken.report.pair_page import name_of
 from nemo_xtoken.report.picture import draw_charts
+from nemo_xtoken.report.run_facts import summary
 from nemo_xtoken.report.run_record import names, read_run
 from tests.unit.test_report import EVALUATION, Balance, rank_file, write_run
 
@@ -57,7 +68,7 @@ def config(folder: Path, *teachers: TeacherConfig, lr: float = 1e-3) -> RunConfi
         teachers=teachers,
         data=DataConfig(path="d", student_sequence_length=8, teacher_sequence_length=8),
         optimizer=OptimizerConfig(lr=lr),
-        train=TrainConfig(steps=3, micro_batch_size=1, global_batch_size=1),
+        train=TrainConfig(steps=3, micro_batch_size=1, global_batch_size=2),
     )
 
 
@@ -78,7 +89,7 @@ def test_each_subject_gets_its_own_page(tmp_path: Path, w: Path, prepared: Path)
         "A run of nemo_xtoken": write_page_of([one]),
         "2 runs": write_page_of([one, two], out=tmp_path / "runs.html"),
         "Prepared data of nemo_xtoken": write_page_of([prepared]),
-        "A pair of tokenizers": write_page_of([w]),
+        "<h1>student and teacher</h1>": write_page_of([w]),
     }
     assert [page.relative_to(tmp_path).as_posix() for page in pages.values()] == [
         "one/report.html",
@@ -121,6 +132,10 @@ def test_an_option_of_another_page_is_wrong_use(options: PageOptions, message: s
 def test_what_is_no_subject_is_refused(tmp_path: Path, w: Path) -> None:
     with pytest.raises(DataError, match="nowhere, where there is nothing"):
         write_page_of([tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty, which has neither manifest\.json nor any of config\.yaml"):
+        write_page_of([tmp_path / "empty"])
+    assert list((tmp_path / "empty").iterdir()) == []
     with pytest.raises(ConfigError, match=r"got the file .*student\.tiktoken"):
         write_page_of([tmp_path / "student.tiktoken"])
     with pytest.raises(ConfigError, match=r"have to be runs, to be compared; got .*w\.safetensors as well"):
@@ -128,7 +143,7 @@ def test_what_is_no_subject_is_refused(tmp_path: Path, w: Path) -> None:
 
 
 def test_a_run_without_a_curve_has_no_picture(tmp_path: Path) -> None:
-    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "checkpoints").mkdir(parents=True)
     with pytest.raises(DataError, match="bare has nothing to draw yet"):
         write_page_of([tmp_path / "bare"], png=tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
@@ -184,6 +199,44 @@ def test_data_without_a_teacher_has_no_chunks(tmp_path: Path) -> None:
     assert "prepared without a teacher" in text_of(write_page_of([tmp_path / "data"]))
 
 
+def test_the_fill_is_shown_where_the_teacher_has_room_for_the_same_text(prepared: Path) -> None:
+    view = view_data(prepared)
+    student, (qwen,) = view.prepared.student_lengths, view.prepared.teachers
+    ratio = float(qwen.lengths.sum() / student.sum())
+    assert ratio > 1.05
+    pairs = [(fill.student_sequence_length, fill.teacher_sequence_lengths) for fill in view.fills]
+    assert pairs[0] == (512, (512,))
+    assert pairs[1] == (512, (rounded_up(512 * ratio),))
+    assert view.fills[1].student >= view.fills[0].student
+    assert f"512 and {pairs[1][1][0]:,} " in text_of(write_page_of([prepared]))
+
+
+# A pair
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("a/student.tiktoken?pattern=cl100k", "student"),
+        ("meta-llama/Llama-3.2-1B", "Llama-3.2-1B"),
+        ("models/qwen3/tokenizer.json", "qwen3"),
+        ("bytes", "bytes"),
+    ],
+)
+def test_a_tokenizer_has_a_short_name(spec: str, name: str) -> None:
+    assert name_of(spec) == name
+
+
+def test_the_page_of_a_pair_marks_critical_classes_and_groups_digits(w: Path) -> None:
+    html = write_page_of([w]).read_text()
+    assert '<tr class="critical"><th scope="row">Two-digit numeral</th>' in html
+    assert html.count('class="critical"') == 2, "words that are not common are not critical"
+    assert "Orange is a critical class" in html
+    assert "Beta, the first piece&#39;s weight" in html
+    assert grouped("P-KL: 1000 of 12345 numerals, 100 of 100") == "P-KL: 1,000 of 12,345 numerals, 100 of 100"
+    assert capital("partial utf8") == "Partial UTF-8"
+
+
 # Several runs
 
 
@@ -208,7 +261,7 @@ def test_only_what_differs_is_shown_of_configs(tmp_path: Path) -> None:
         "teachers": (
             "qwen, colocated, p_kl",
             "qwen, colocated, h_kl",
-            "[]",
+            "no teacher",
             "qwen, colocated, p_kl, own, colocated, same_tokenizer",
         ),
         "teachers.0.loss.mode": ("p_kl", "h_kl", "–", "p_kl"),
@@ -240,6 +293,47 @@ def test_a_run_without_config_is_named(tmp_path: Path) -> None:
     text = text_of(write_page_of(runs, out=tmp_path / "runs.html"))
     assert "a kept no config" in text
     assert "None of these runs was evaluated" in text
+    assert "Nothing is compared" in text
+
+
+def test_a_run_without_config_does_not_keep_the_others_from_being_compared(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name) for name in ("a", "b", "c", "d")]
+    for number in (0, 2):
+        save_run(config(runs[number], lr=1e-3 * (1 + number)), runs[number] / "config.yaml")
+    (runs[3] / "config.yaml").write_text("nonsense: 1\n")
+    rows, problem = config_rows([read_run(path) for path in runs])
+    assert {row.name: row.cells for row in rows} == {"optimizer.lr": ("0.001", "–", "0.003", "–")}
+    assert problem.startswith("b kept no config. The config of d could not be read: ")
+
+
+def test_several_runs_are_compared_in_all(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, steps=steps) for name, steps in (("a", 3), ("b", 2))]
+    save_run(config(runs[1]), runs[1] / "config.yaml")
+    with (runs[1] / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "memory_mib": 7000.0}\n')
+    rows = {row.name: row.cells for row in totals_rows([read_run(path) for path in runs])}
+    assert rows["Steps"] == ("3", "3 of 3")
+    assert rows["Tokens per second, median"] == ("1,000", "1,000")
+    assert rows["Memory of the first rank, most"] == ("–", "7,000 MiB")
+    assert rows["Training time"] == ("0 s", "0 s")
+
+
+def test_a_run_tells_in_a_few_lines_what_it_was(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run")
+    assert summary(read_run(path)) == []
+    run = config(path, teacher("qwen", mode="h_kl"))
+    save_run(run, path / "config.yaml")
+    assert summary(read_run(path)) == [
+        ("Loss", "H-KL with qwen, on the student's ranks"),
+        ("Layout", "one rank, on CUDA, BF16" if run.train.bf16 else "one rank, on CUDA, FP32"),
+        ("Data", "d, 2 sequences of 8 and 8 tokens a step"),
+    ]
+    assert "H-KL with qwen, on the student&#39;s ranks" in write_page_of([path]).read_text()
+    control = config(path)
+    save_run(replace(control, parallel=ParallelConfig(data_parallel_size=2)), path / "config.yaml")
+    told = dict(summary(read_run(path)))
+    assert told["Loss"] == "cross-entropy alone, no teacher"
+    assert told["Layout"].startswith("DP 2, on CUDA")
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:

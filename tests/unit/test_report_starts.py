@@ -14,8 +14,8 @@ from nemo_xtoken.config_io import save_run
 from nemo_xtoken.errors import StoppedError, XTokenError
 from nemo_xtoken.integrations.megatron.run_starts import FILE, last_step, recorded
 from nemo_xtoken.report import write_report
+from nemo_xtoken.report.run_facts import lapses, shortfall, totals
 from nemo_xtoken.report.run_history import starts
-from nemo_xtoken.report.run_page import lapses, shortfall, totals
 from nemo_xtoken.report.run_record import read_run
 from tests.unit.test_report import write_run
 
