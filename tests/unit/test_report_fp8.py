@@ -46,6 +46,9 @@ def test_what_is_zero_everywhere_is_a_sentence_and_large_numbers_have_no_exponen
     html = write_report(run).read_text()
     assert html.count('class="map small"') == 4, "amax and scale of input and weight"
     text = re.sub(r"\s+", " ", html)
-    assert "Zero in every layer at every step: Input, underflow (share that became zero); input, overflow" in text
+    assert (
+        "share cut to the largest number (input, weight, gradient); share that became zero (input, weight, gradient)."
+        in text
+    )
     assert "largest values: 1,120 everywhere" in text
     assert "<span>step 1</span><span>30</span>" in text
