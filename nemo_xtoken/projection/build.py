@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from nemo_xtoken.tokenizers.protocol import Tokenizer
 class BuildOptions:
     """What decides W besides the two tokenizers; see `build`.
 
-    Raises ConfigError for top_k < 1, beta <= 0 or gamma outside [0, 1].
+    Raises ConfigError for top_k < 1, beta that is not positive and finite, or gamma outside [0, 1].
     """
 
     top_k: int = 4
@@ -31,8 +32,8 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         require(
-            self.top_k >= 1 and self.beta > 0 and 0 <= self.gamma <= 1,
-            "expected top_k >= 1, beta > 0 and gamma in [0, 1], "
+            self.top_k >= 1 and 0 < self.beta < inf and 0 <= self.gamma <= 1,
+            "expected top_k >= 1, a finite beta > 0 and gamma in [0, 1], "
             f"got top_k {self.top_k}, beta {self.beta}, gamma {self.gamma}",
         )
 
@@ -121,7 +122,7 @@ class _Pair:
         return own_ids(self.student, self.student_ids)
 
     def matrix(self, options: BuildOptions) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """indices and weights of W, both [V_S, top_k]."""
+        """indices and weights of W, both [V_S, K]; see `heaviest`."""
         entries = self._exact().then(self._forward(options))
         shape = (self.student.vocab_size, self.teacher.vocab_size)
         indices, weights = heaviest(entries, shape, options.top_k)

@@ -13,6 +13,9 @@ from nemo_xtoken.projection.pieces import Pieces
 
 Ids = NDArray[np.int64]
 
+NARROW = 32
+"""Columns of W that are kept although every row may be shorter; beyond them memory counts."""
+
 
 @dataclass(frozen=True)
 class Entries:
@@ -46,16 +49,17 @@ def spread(ids: Ids, pieces: Sequence[Pieces], beta: float, gamma: float) -> Ent
 def heaviest(entries: Entries, shape: tuple[int, int], top_k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """The top_k heaviest entries of each row of a matrix of this shape, those of one place added up, normalised.
 
-    Returns indices [rows, top_k] int32 and weights [rows, top_k] float32, heaviest first. A row whose weights are all 0
-    has no entries.
+    Returns indices [rows, K] int32 and weights [rows, K] float32, heaviest first; K is top_k, above `NARROW` no more
+    than the fullest row needs. A row whose weights are all 0 has no entries.
     """
     entries = _summed(entries, shape[1])
     order = np.lexsort((-entries.weights, entries.rows))
     row, column, weight = entries.rows[order], entries.columns[order], entries.weights[order]
     slot = np.arange(len(row)) - _run_starts(np.bincount(row, minlength=shape[0]))
     kept = (slot < top_k) & (weight.astype(np.float32) > 0)
-    indices = np.full((shape[0], top_k), NO_TOKEN, np.int32)
-    weights = np.zeros((shape[0], top_k), np.float64)
+    num_slots = min(top_k, max(NARROW, int(slot.max(initial=0)) + 1))
+    indices = np.full((shape[0], num_slots), NO_TOKEN, np.int32)
+    weights = np.zeros((shape[0], num_slots), np.float64)
     indices[row[kept], slot[kept]] = column[kept]
     weights[row[kept], slot[kept]] = weight[kept]
     sums = weights.sum(axis=1, keepdims=True)

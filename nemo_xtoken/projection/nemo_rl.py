@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from nemo_xtoken.tokenizers.protocol import Tokenizer
 MAX_PADDED_ROWS = 2048
 """Most rows that a model's head may have beyond its tokenizer's ids; the widest published gap is about 1,100."""
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_HEAVIEST = float(np.finfo(np.float32).max)
 _FORMATS = "indices and likelihoods, or counts by (student id, teacher id)"
 
 
@@ -100,35 +102,64 @@ def _load(path: Path) -> dict[Any, Any]:
 
 def _top_k_entries(path: Path, indices: Any, likelihoods: Any) -> tuple[Entries, int]:
     _require(
-        isinstance(indices, torch.Tensor)
-        and isinstance(likelihoods, torch.Tensor)
+        _is_plain(indices)
+        and _is_plain(likelihoods)
+        and indices.dtype in _INTEGERS
+        and (likelihoods.dtype.is_floating_point or likelihoods.dtype in _INTEGERS)
         and indices.ndim == 2
-        and indices.shape == likelihoods.shape,
-        f"{path}: indices and likelihoods must be tensors of one shape [V_S, K]",
+        and indices.shape == likelihoods.shape
+        and indices.shape[1] > 0,
+        f"{path}: expected dense tensors of one shape [V_S, K > 0], indices of integers and likelihoods of real "
+        f"numbers, got {_described(indices)} and {_described(likelihoods)}; save it again as NeMo-RL does",
     )
-    columns = indices.long().numpy().reshape(-1)
+    columns = indices.long().numpy(force=True).reshape(-1)
     rows = np.repeat(np.arange(indices.shape[0]), indices.shape[1])
-    weights = likelihoods.double().numpy().reshape(-1)
+    weights = likelihoods.double().numpy(force=True).reshape(-1)
     return _with_weight(path, Entries(rows, columns, weights)), indices.shape[0]
 
 
+def _is_plain(value: Any) -> TypeGuard[torch.Tensor]:
+    """Whether numpy can read it: a tensor whose numbers are all there, in memory."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not value.is_nested
+    )
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, torch.Tensor) or value.is_nested:
+        return f"a {type(value).__name__}"
+    kind = "" if _is_plain(value) else f" ({value.layout}, {value.device})".replace("torch.", "")
+    return f"{list(value.shape)} {value.dtype}{kind}".replace("torch.", "")
+
+
 def _count_entries(path: Path, counts: dict[Any, Any]) -> Entries:
+    _require(
+        all(isinstance(part, int) for place in counts for part in place)
+        and all(isinstance(count, int | float) for count in counts.values()),
+        f"{path}: expected numbers by (student id, teacher id), got other things among them",
+    )
     try:
         places = np.array(list(counts), np.int64)
         weights = np.array(list(counts.values()), np.float64)
-    except (TypeError, ValueError) as error:
-        raise ProjectionError(f"{path}: expected numbers by (student id, teacher id)") from error
+    except OverflowError as error:
+        raise ProjectionError(f"{path}: expected ids and counts of 64 bits at most, got larger ones") from error
     _require(bool((places >= 0).all()), f"{path}: student and teacher ids must not be negative")
     return _with_weight(path, Entries(places[:, 0], places[:, 1], weights))
 
 
 def _with_weight(path: Path, entries: Entries) -> Entries:
+    """The entries of some weight. Raises ProjectionError where one's weight is no weight, and where there are none."""
     kept = entries.where(entries.columns >= 0)
     _require(
-        bool((np.isfinite(kept.weights) & (kept.weights >= 0)).all()),
-        f"{path}: weights must be numbers and not negative",
+        bool(((kept.weights >= 0) & (kept.weights <= _HEAVIEST)).all()),
+        f"{path}: weights must be numbers, not negative and not above {_HEAVIEST:.1e}",
     )
-    return kept.where(kept.weights > 0)
+    kept = kept.where(kept.weights > 0)
+    _require(len(kept.weights) > 0, f"{path}: expected weights, got none above 0")
+    return kept
 
 
 def _check_fit(path: Path, entries: Entries, num_rows: int | None, student: Tokenizer, teacher: Tokenizer) -> None:

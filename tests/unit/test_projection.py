@@ -15,6 +15,7 @@ from nemo_xtoken import tokenizers as published
 from nemo_xtoken.errors import ConfigError, ProjectionError
 from nemo_xtoken.losses.projected_kl import check_same_tokenizer
 from nemo_xtoken.projection import CRITICAL_CLASSES, ProjectionMatrix, TokenClass, audit, build, common_set
+from nemo_xtoken.projection.entries import NARROW
 from tests.longest_match import BYTES, DIGITS, LongestMatch, entries
 from tests.small_tokenizers import LIKE_LLAMA, sentencepiece_file
 
@@ -78,6 +79,15 @@ def test_only_the_heaviest_pieces_stay() -> None:
     matrix = build(student, teacher, top_k=3, gamma=0.5)
     assert entries(matrix, 0) == pytest.approx({1: 4 / 7, 2: 2 / 7, 3: 1 / 7})
     assert entries(matrix, 1) == pytest.approx({1: 8 / 15, 2: 4 / 15, 3: 3 / 15})
+
+
+def test_more_columns_than_any_row_fills_take_no_memory() -> None:
+    matrix = build(LongestMatch([b"0123456789" * 4, b"201"]), LongestMatch(DIGITS), 10**12, gamma=1.0)
+    assert matrix.indices.shape == (2, NARROW)
+    many = LongestMatch([bytes([value]) for value in range(100)])
+    matrix = build(LongestMatch([bytes(range(100)), b"1"]), many, 10**12, gamma=1.0)
+    assert matrix.indices.shape == (2, 100)
+    assert len(entries(matrix, 0)) == 100
 
 
 def test_gamma_zero_keeps_the_first_piece_alone() -> None:
@@ -167,7 +177,9 @@ def test_a_space_put_before_the_text_does_not_become_a_piece() -> None:
     assert list(entries(matrix, 2)) == [2, 4]
 
 
-@pytest.mark.parametrize("options", [{"top_k": 0}, {"beta": 0.0}, {"gamma": -0.1}, {"gamma": 1.5}])
+@pytest.mark.parametrize(
+    "options", [{"top_k": 0}, {"beta": 0.0}, {"beta": float("inf")}, {"gamma": -0.1}, {"gamma": 1.5}]
+)
 def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="expected top_k >= 1"):
         build(LongestMatch([b"a"]), LongestMatch([b"a"]), **options)

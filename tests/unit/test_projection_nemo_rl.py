@@ -48,6 +48,11 @@ def test_brain_floats_are_read(tmp_path: Path) -> None:
     assert entries(nemo_rl.read(path, STUDENT, TEACHER, 4), 2) == {0: 1.0}
 
 
+def test_weights_that_were_learnt_are_read(tmp_path: Path) -> None:
+    path = top_k_file(tmp_path / "w.pt", likelihoods=torch.nn.Parameter(LIKELIHOODS))
+    assert entries(nemo_rl.read(path, STUDENT, TEACHER, 4), 2) == {0: 1.0}
+
+
 def test_counts_become_shares_and_the_heaviest_stay(tmp_path: Path) -> None:
     counts = {(0, 2): 6.0, (0, 0): 3.0, (0, 1): 1.0, (2, 0): 2, (3, 1): 0.5, (3, 7): 0.0}
     path = save(tmp_path / "w.pt", counts)
@@ -104,6 +109,15 @@ def test_another_file_is_refused(content: Any, tmp_path: Path) -> None:
         ({"likelihoods": [1.0]}, "one shape"),
         ({"likelihoods": -LIKELIHOODS}, "not negative"),
         ({"likelihoods": LIKELIHOODS * float("nan")}, "must be numbers"),
+        ({"likelihoods": LIKELIHOODS / 0}, "must be numbers"),
+        ({"likelihoods": LIKELIHOODS.double() * 1e300}, "not above 3.4e"),
+        ({"likelihoods": LIKELIHOODS * 0}, "expected weights, got none"),
+        ({"indices": INDICES[:, :0], "likelihoods": LIKELIHOODS[:, :0]}, r"K > 0.*got \[6, 0\] int64"),
+        ({"likelihoods": LIKELIHOODS.to_sparse()}, r"dense tensors .*got .* and \[6, 3\] float32 \(sparse_coo, cpu\)"),
+        ({"likelihoods": LIKELIHOODS.to("meta")}, r"dense tensors .*\(strided, meta\); save it again"),
+        ({"likelihoods": LIKELIHOODS.to(torch.complex64)}, "real numbers, got .* complex64"),
+        ({"indices": INDICES.double()}, "indices of integers .*got .* float64"),
+        ({"indices": INDICES + 2**62}, "fit the teacher tokenizer"),
         (
             {"indices": INDICES[:4], "likelihoods": LIKELIHOODS[:4]},
             "fit the student tokenizer .* 5 ids.* got 4",
@@ -124,7 +138,21 @@ def test_a_file_that_does_not_fit_is_refused(changes: dict[str, Any], message: s
         nemo_rl.read(top_k_file(tmp_path / "w.pt", **changes), STUDENT, TEACHER, 4)
 
 
-@pytest.mark.parametrize("counts", [{(0, -2): 1.0}, {("a", "b"): 1.0}, {(0, 1): "x"}, {(MAX_PADDED_ROWS + 6, 1): 1.0}])
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {(0, -2): 1.0},
+        {("a", "b"): 1.0},
+        {(0, 1): "x"},
+        {(0, 1): "1"},
+        {(0, 1): 10**400},
+        {(0, 1): 1e300},
+        {(0, 1): 0.0},
+        {(1.5, 2): 1},
+        {(2**70, 1): 1},
+        {(MAX_PADDED_ROWS + 6, 1): 1.0},
+    ],
+)
 def test_wrong_counts_are_refused(counts: dict[Any, Any], tmp_path: Path) -> None:
     with pytest.raises(ProjectionError, match=r"w\.pt"):
         nemo_rl.read(save(tmp_path / "w.pt", counts), STUDENT, TEACHER, 4)
