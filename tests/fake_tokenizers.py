@@ -35,6 +35,7 @@ class FakeTokenizer:
         self.spec = f"fake:{longest}:{salt}"
         self.fingerprint = f"{longest}-{salt}-{bos}-{eos}-{inexact_every}"
         self.special_roles = {i: role for i, (role, has) in enumerate((("bos", bos), ("eos", eos))) if has}
+        self.special_names = self.special_roles
         self._ids: dict[bytes, int] = {}
         self._bytes: dict[int, bytes] = {}
 

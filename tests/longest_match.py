@@ -23,9 +23,11 @@ class LongestMatch:
         special_roles: Mapping[int, str] | None = None,
         spec: str = "fake",
         space: bool = False,
+        special_names: Mapping[int, str] | None = None,
     ) -> None:
         self.tokens = list(tokens)
         self.special_roles = special_roles or {}
+        self.special_names = self.special_roles if special_names is None else special_names
         self.spec = spec
         self.space = space
         self.vocab_size = len(self.tokens)

@@ -15,7 +15,7 @@ from nemo_xtoken.projection.pieces import byte_vocabulary
 from nemo_xtoken.tokenizers.protocol import Tokenizer
 
 Kind = Literal["exact", "projected", "empty", "reached", "unreached"]
-_ID = re.compile(r"#(\d+)")
+_ID = re.compile(r"#([0-9]{1,18})")
 _BYTES = re.compile(r"0x([0-9A-Fa-f]{2})+(\s+0x([0-9A-Fa-f]{2})+)*")
 
 
@@ -53,7 +53,7 @@ class View:
 def find_tokens(tokenizer: Tokenizer, name: str) -> list[int]:
     """The ids that a name means: `#123` that id, `0xE2 0x82` the token of these bytes, all else text.
 
-    A text is the one token of that text, or the special token of that role or marker, or else the tokens that the
+    A text is the one token of that text, or the special tokens of that role or marker, or else the tokens that the
     tokenizer makes of it. Raises ProjectionError where there is no such token.
     """
     match = _ID.fullmatch(name)
@@ -62,8 +62,7 @@ def find_tokens(tokenizer: Tokenizer, name: str) -> list[int]:
     elif _BYTES.fullmatch(name):
         ids = _with_bytes(tokenizer, bytes.fromhex(name.replace("0x", "")))
     else:
-        special = [token_id for token_id, role in tokenizer.special_roles.items() if role == name]
-        ids = _with_bytes(tokenizer, name.encode()) or special or tokenizer.encode(name).ids.tolist()
+        ids = _of_text(tokenizer, name)
     if not ids:
         raise ProjectionError(
             f"{tokenizer.spec} has no token {name!r}; expected text, bytes such as '0xE2 0x82', "
@@ -101,6 +100,16 @@ def named(tokenizer: Tokenizer, token_id: int) -> NamedToken:
 
 def _by_weight(links: list[Link]) -> tuple[Link, ...]:
     return tuple(sorted(links, key=lambda link: (-link.weight, link.token.token_id)))
+
+
+def _of_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    try:
+        content = text.encode()
+    except UnicodeEncodeError:  # a byte of the command line that is no text
+        return []
+    called = (tokenizer.special_roles, tokenizer.special_names)
+    special = sorted({token_id for names in called for token_id, name in names.items() if name == text})
+    return _with_bytes(tokenizer, content) or special or tokenizer.encode(text).ids.tolist()
 
 
 def _with_bytes(tokenizer: Tokenizer, content: bytes) -> list[int]:

@@ -40,6 +40,15 @@ class VocabularyTokenizer(ABC):
         """Tokens and byte spans; see `Tokenizer.encode`."""
         return self.encode_batch([text])[0]
 
+    @property
+    def special_names(self) -> Mapping[int, str]:
+        """What each special id is called in the tokenizer's own file."""
+        return {token_id: self._special_name(token_id) for token_id in self.special_roles}
+
+    @abstractmethod
+    def _special_name(self, token_id: int) -> str:
+        """What one special id is called."""
+
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """As `encode`, for many texts at once."""

@@ -12,6 +12,7 @@ from nemo_xtoken.tokenizers.vocabulary import Vocabulary
 from nemo_xtoken.types import Encoding
 
 _ROLES = {0: "pad", 1: "eos", 2: "unk"}
+_NAMES = {0: "<pad>", 1: "</s>", 2: "<unk>"}
 _FIRST_BYTE = len(_ROLES)
 
 
@@ -31,3 +32,6 @@ class ByteTokenizer(VocabularyTokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """As `encode`, one text after the other."""
         return [self.encode(text) for text in texts]
+
+    def _special_name(self, token_id: int) -> str:
+        return _NAMES[token_id]

@@ -112,6 +112,9 @@ class HuggingFaceTokenizer(VocabularyTokenizer):
         text_ids = [int(token_id) for token_id in ids if token_id not in self.special_roles]
         return self._library.decode(text_ids, skip_special_tokens=False)
 
+    def _special_name(self, token_id: int) -> str:
+        return str(self._library.id_to_token(token_id))
+
 
 def load_huggingface(spec: str, path: Path) -> HuggingFaceTokenizer:
     """Load a `tokenizer.json` and the config beside it. Raises TokenizerError where it is none."""

@@ -37,6 +37,11 @@ class Tokenizer(Protocol):
         """Role of each special id: bos, eos, pad, unk, else the marker's own text such as <|im_start|>."""
         ...
 
+    @property
+    def special_names(self) -> Mapping[int, str]:
+        """What each special id is called in the tokenizer's own file: <|begin_of_text|> where the role is bos."""
+        ...
+
     def encode(self, text: str) -> Encoding:
         """Tokens of a text and their byte spans. Adds no special token, and reads none out of the text.
 

@@ -66,6 +66,9 @@ class SentencePieceTokenizer(VocabularyTokenizer):
         text_ids = [int(token_id) for token_id in ids if self._vocabulary.token_bytes(token_id)]
         return str(self._library.Decode(text_ids))
 
+    def _special_name(self, token_id: int) -> str:
+        return str(self._library.IdToPiece(token_id))
+
     def _by_offsets(self, ids: NDArray[np.int32], lengths: NDArray[np.int64], text: str) -> Encoding:
         """The way for a text that the model's normaliser changes, or with unknown characters."""
         normalized, offsets = self._library.Normalize(text, with_offsets=True)

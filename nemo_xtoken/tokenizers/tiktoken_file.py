@@ -42,6 +42,7 @@ class RankFileTokenizer(VocabularyTokenizer):
 
     def __init__(self, spec: str, ranks: Mapping[bytes, int], family: Family) -> None:
         specials = _special_ids(ranks, family)
+        self._names = {token_id: name for name, token_id in specials.items()}
         pieces = [b""] * (max(*ranks.values(), *specials.values()) + 1)
         for piece, rank in ranks.items():
             pieces[rank] = piece
@@ -84,6 +85,9 @@ class RankFileTokenizer(VocabularyTokenizer):
 
     def _ids(self, text: str) -> Ids:
         return self._library.encode_to_numpy(text, disallowed_special=()).view(np.int32)
+
+    def _special_name(self, token_id: int) -> str:
+        return self._names[token_id]
 
 
 def _special_ids(ranks: Mapping[bytes, int], family: Family) -> Mapping[str, int]:

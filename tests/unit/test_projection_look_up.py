@@ -7,7 +7,7 @@ import pytest
 from nemo_xtoken.errors import ProjectionError
 from nemo_xtoken.projection import build
 from nemo_xtoken.projection.look_up import find_tokens, student_row, teacher_column
-from tests.longest_match import DIGITS, LongestMatch
+from tests.longest_match import BYTES, DIGITS, LongestMatch
 
 STUDENT = LongestMatch([b"201", b"20", b"2", b"\xe2\x82", b"", b"", b"#7", " é".encode()], {4: "bos"}, spec="student")
 TEACHER = LongestMatch([*DIGITS, b"20", b"x"], spec="teacher")
@@ -32,7 +32,15 @@ def test_a_token_is_named_by_text_id_or_bytes(name: str, ids: list[int]) -> None
     assert find_tokens(STUDENT, name) == ids
 
 
-@pytest.mark.parametrize("name", ["#8", "0xE2", "zzz", ""])
+def test_a_special_token_is_named_by_role_or_by_its_name_in_the_file() -> None:
+    names = {0: "<|begin_of_text|>", 1: "<|x|>"}
+    tokenizer = LongestMatch([b"", b"", *BYTES], {0: "bos", 1: "<|x|>"}, special_names=names)
+    assert find_tokens(tokenizer, "<|begin_of_text|>") == find_tokens(tokenizer, "bos") == [0]
+    assert find_tokens(tokenizer, "<|x|>") == [1]
+    assert len(find_tokens(tokenizer, "<|y|>")) == 5
+
+
+@pytest.mark.parametrize("name", ["#8", "#" + "9" * 5000, "0xE2", "zzz", "", "\udcff"])
 def test_a_token_that_is_not_there_is_one_clear_line(name: str) -> None:
     with pytest.raises(ProjectionError, match=r"^student has no token .*; expected text, bytes .* from #0 to #7$"):
         find_tokens(STUDENT, name)

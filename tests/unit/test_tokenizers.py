@@ -111,6 +111,27 @@ def test_special_and_unknown_ids_have_no_bytes(tokenizer: Tokenizer) -> None:
     assert max(tokenizer.special_roles) < tokenizer.vocab_size
 
 
+def test_special_tokens_keep_their_names_beside_their_roles(tokenizer: Tokenizer) -> None:
+    roles, names = tokenizer.special_roles, tokenizer.special_names
+    assert names.keys() == roles.keys()
+    assert [names[i] for i in roles if names[i] != roles[i]] == [
+        names[i] for i in roles if roles[i] in ("bos", "eos", "pad", "unk")
+    ]
+
+
+def test_special_names_are_those_of_the_file(loaded: dict[str, Tokenizer]) -> None:
+    for name, role, expected in (
+        ("llama3", "bos", "<|begin_of_text|>"),
+        ("tekken", "eos", "</s>"),
+        ("wordpiece", "unk", "[UNK]"),
+        ("sentencepiece_bpe", "bos", "<s>"),
+        ("bytes", "pad", "<pad>"),
+    ):
+        token_id = role_id(loaded[name], role)
+        assert token_id is not None
+        assert loaded[name].special_names[token_id] == expected
+
+
 def test_special_tokens_are_left_out_of_decoded_text(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("the cat").ids
     assert tokenizer.decode([*ids, *tokenizer.special_roles]) == tokenizer.decode(ids)
