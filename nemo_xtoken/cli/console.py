@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-stdout = Console(highlight=False)
-stderr = Console(stderr=True, highlight=False)
+# What commands show comes from files and command lines, so none of it is read as markup or as the name of an emoji.
+stdout = Console(highlight=False, markup=False, emoji=False)
+stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 SPEC_HELP = (
     "A directory or tokenizer.json, a .tiktoken or .model file (with ?pattern=NAME where the format has none), "

@@ -31,7 +31,7 @@ def audit(
     """Show how much of each kind of token is common to the pair, and which loss to take."""
     from nemo_xtoken import projection, tokenizers
 
-    patterns = dict(map(parse_class, classes or ()))
+    patterns = parse_classes(classes or ())
     with working("auditing the projection"):
         matrix = projection.ProjectionMatrix.load(file)
         sides = tokenizers.load(student or matrix.student_spec), tokenizers.load(teacher or matrix.teacher_spec)
@@ -51,10 +51,20 @@ def audit(
         print_audit(result)
 
 
+def parse_classes(texts: Sequence[str]) -> dict[str, re.Pattern[str]]:
+    """The classes that the user asks for, by name."""
+    patterns: dict[str, re.Pattern[str]] = {}
+    for name, pattern in map(parse_class, texts):
+        if name in patterns:
+            raise typer.BadParameter(f"expected each --class to have a name of its own, got {name} twice.")
+        patterns[name] = pattern
+    return patterns
+
+
 def parse_class(text: str) -> tuple[str, re.Pattern[str]]:
     """A class that the user asks for, NAME=REGEX."""
     name, equals, pattern = text.partition("=")
-    if not equals or not name:
+    if not equals or not name or not name.isprintable():
         raise typer.BadParameter(f"expected --class NAME=REGEX, got {text!r}.")
     try:
         return name, re.compile(pattern)
@@ -99,5 +109,5 @@ def rows(audit: Audit) -> Iterator[tuple[str, ClassCoverage, bool]]:
 
 
 def visible(examples: Sequence[str]) -> str:
-    """Texts of tokens in one line, with control characters shown and nothing left for the terminal to interpret."""
-    return " ".join(repr(example)[1:-1] for example in examples).replace("[", r"\[")
+    """Texts of tokens in one line, with control characters shown."""
+    return " ".join(repr(example)[1:-1] for example in examples)

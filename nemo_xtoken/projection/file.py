@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,19 @@ KEY = "nemo_xtoken.projection"
 TENSORS = ("exact", "indices", "weights")
 PIECES = ("piece_ends", "pieces")
 TEACHER_PIECES = ("teacher_piece_ends", "teacher_pieces")
-DESCRIPTION = (
-    "teacher_vocab_size",
-    "student_fingerprint",
-    "teacher_fingerprint",
-    "student_spec",
-    "teacher_spec",
-    "beta",
-    "gamma",
-    "reverse_pass",
-)
+DESCRIPTION: Mapping[str, tuple[type, ...]] = {
+    "teacher_vocab_size": (int,),
+    "student_fingerprint": (str,),
+    "teacher_fingerprint": (str,),
+    "student_spec": (str,),
+    "teacher_spec": (str,),
+    "beta": (float, int, type(None)),
+    "gamma": (float, int, type(None)),
+    "reverse_pass": (bool,),
+}
+"""What a file says of its matrix, and the types of each value."""
+
+_HEADER: Mapping[str, tuple[type, ...]] = {"schema": (int,), "sha256": (str,), **DESCRIPTION}
 
 Value = str | int | float | None
 Arrays = dict[str, NDArray[Any]]
@@ -69,8 +72,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def read(path: str | Path) -> tuple[Arrays, dict[str, Value]]:
     """Tensors by name and description by name. Raises ProjectionError unless the file is whole and of this schema."""
-    arrays, metadata = _read_safetensors(Path(path))
-    header = _header(path, metadata)
+    arrays, header = _read_safetensors(Path(path))
     _require(
         set(arrays) in ({*TENSORS}, {*TENSORS, *PIECES}, {*TENSORS, *PIECES, *TEACHER_PIECES}),
         f"{path} is damaged: expected tensors {list(TENSORS)}, perhaps {[*PIECES, *TEACHER_PIECES]}, "
@@ -117,20 +119,21 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _read_safetensors(path: Path) -> tuple[Arrays, Mapping[str, str]]:
+def _read_safetensors(path: Path) -> tuple[Arrays, dict[str, Any]]:
     if not path.is_file():
         raise ProjectionError(f"no projection file at {path}; make one with `nemo-xtoken projection build`")
     try:
         opened: Any = safe_open(path, framework="np")
         with opened as stream:
-            return {name: stream.get_tensor(name) for name in stream.keys()}, stream.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+            header = _header(path, stream.metadata() or {})
+            return {name: stream.get_tensor(name) for name in stream.keys()}, header  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError) as error:  # TypeError: numbers that numpy lacks
         raise ProjectionError(f"{path} is damaged or not a projection file ({error}); build it again") from error
 
 
-def _check_schema(path: str | Path, schema: object) -> None:
+def _check_schema(path: str | Path, schema: int) -> None:
     if schema not in READABLE:
-        age = "a newer" if isinstance(schema, int) and schema > SCHEMA else "an older"
+        age = "a newer" if schema > SCHEMA else "an older"
         raise ProjectionError(
             f"{path} has schema {schema} of {age} version, expected {SCHEMA}; build it again with this version"
         )
@@ -140,10 +143,21 @@ def _header(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if KEY not in metadata:
         raise ProjectionError(f"{path} is not a projection file: its metadata lacks {KEY}")
     try:
-        header = json.loads(metadata[KEY])
-    except ValueError as error:
+        header: Any = json.loads(metadata[KEY])
+    except (ValueError, RecursionError) as error:
         raise ProjectionError(f"{path} is damaged: its metadata is not JSON; build it again") from error
-    _check_schema(path, header.get("schema"))
-    missing = sorted({*DESCRIPTION, "sha256"} - header.keys())
-    _require(not missing, f"{path} is damaged: its metadata lacks {', '.join(missing)}; build it again")
+    _require(isinstance(header, dict), f"{path} is damaged: its metadata is not a JSON object; build it again")
+    _check_types(path, header, {"schema"})
+    _check_schema(path, header["schema"])
+    _check_types(path, header, _HEADER.keys())
     return header
+
+
+def _check_types(path: str | Path, header: Mapping[str, Any], names: Set[str]) -> None:
+    missing = sorted(names - header.keys())
+    _require(not missing, f"{path} is damaged: its metadata lacks {', '.join(missing)}; build it again")
+    wrong = [name for name in sorted(names) if type(header[name]) not in _HEADER[name]]  # True is no number here
+    if wrong:
+        kinds = " or ".join(kind.__name__ for kind in _HEADER[wrong[0]])
+        got = type(header[wrong[0]]).__name__
+        raise ProjectionError(f"{path} is damaged: {wrong[0]} in its metadata is {got}, not {kinds}; build it again")

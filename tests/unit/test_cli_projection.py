@@ -83,6 +83,8 @@ def test_show_json_is_one_object_of_both_directions(projection: str, capsys: Cap
 def test_show_refuses_what_is_no_token_and_another_pair(projection: str, capsys: Captured) -> None:
     assert run(["projection", "show", projection, "#99999"]) == 1
     assert "has no token '#99999'; expected text, bytes" in error_of(capsys)
+    assert run(["projection", "show", projection, "\udcff"]) == 1
+    assert r"has no token '\udcff'" in error_of(capsys)
     assert run(["projection", "show", projection, "a", "--student-tokenizer", "bytes"]) == 1
     assert "projection of another tokenizer pair" in error_of(capsys)
     assert run(["projection", "show", projection]) == 2
@@ -102,9 +104,32 @@ def test_audit_counts_the_classes_that_are_asked_for(projection: str, capsys: Ca
     }
 
 
-@pytest.mark.parametrize(("text", "message"), [("year", "NAME=REGEX"), ("=a", "NAME=REGEX"), ("a=(", "not a regular")])
-def test_a_class_that_is_none_is_wrong_use(text: str, message: str, projection: str, capsys: Captured) -> None:
-    assert run(["projection", "audit", projection, "--class", text]) == 2
+def test_what_the_user_types_is_not_read_as_markup(projection: str, capsys: Captured) -> None:
+    assert run(["projection", "audit", projection, "--class", "[bold]red[/x] :smile:=.*", "--class", "[red]=a"]) == 0
+    text = "\n".join(told(capsys))
+    assert "│ [bold]red[/x] :smile: " in text
+    assert "│ [red] " in text
+
+
+def test_brackets_of_tokens_are_shown_as_they_are(projection: str, capsys: Captured) -> None:
+    assert run(["projection", "audit", projection, "--class", r"all=\[|201"]) == 0
+    assert any(line.startswith("│ all ") for line in told(capsys))
+    assert run(["projection", "show", projection, "["]) == 0
+    assert re.search(r"│ \[ #91 +│ +1 │ \[ #94", "\n".join(told(capsys)))
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["year"], "NAME=REGEX"),
+        (["=a"], "NAME=REGEX"),
+        (["\udcff=a"], "NAME=REGEX"),
+        (["a=("], "not a regular"),
+        (["a=1", "b=1", "a=2"], "a name of its own, got a twice"),
+    ],
+)
+def test_a_class_that_is_none_is_wrong_use(texts: list[str], message: str, projection: str, capsys: Captured) -> None:
+    assert run(["projection", "audit", projection, *(f"--class={text}" for text in texts)]) == 2
     assert message in error_of(capsys)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import subprocess
 import sys
@@ -179,6 +180,15 @@ def test_the_program_ends_with_the_exit_codes(student: str) -> None:
         result = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=False)
         assert result.returncode == code, result.stderr
         assert "Traceback" not in result.stderr
+
+
+def test_a_name_that_is_no_text_is_shown(tmp_path: Path) -> None:
+    arguments: list[str | bytes] = ["projection", "build", "--student", "bytes", "--teacher", "bytes", "--out"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    command = [*PROGRAM, *arguments, b"\xff.safetensors"]
+    result = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=False)
+    assert (result.returncode, result.stdout.partition(b":")[0]) == (0, rb"\udcff.safetensors"), result.stderr
+    assert (tmp_path / os.fsdecode(b"\xff.safetensors")).is_file()
 
 
 def test_align_shows_both_rows_chunk_by_chunk(student: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch_file
 
 from nemo_xtoken.errors import ProjectionError
 from nemo_xtoken.projection import ProjectionMatrix, file
@@ -229,21 +231,51 @@ def rewrite(path: Path, tensors: tuple[str, ...] = file.TENSORS, **header: Any) 
     save_file(arrays, path, {file.KEY: json.dumps(kept)})
 
 
-@pytest.mark.parametrize(("schema", "age"), [(1, "an older"), (5, "a newer"), ("2", "an older")])
-def test_another_schema_is_refused_and_named(saved: Path, schema: object, age: str) -> None:
+@pytest.mark.parametrize(("schema", "age"), [(1, "an older"), (5, "a newer")])
+def test_another_schema_is_refused_and_named(saved: Path, schema: int, age: str) -> None:
     rewrite(saved, schema=schema)
     with pytest.raises(ProjectionError, match=f"w.safetensors has schema {schema} of {age} version, expected 4; build"):
         ProjectionMatrix.load(saved)
 
 
-def test_missing_metadata_is_refused(saved: Path) -> None:
-    rewrite(saved, student_fingerprint=None)
-    with pytest.raises(ProjectionError, match="lacks student_fingerprint"):
+@pytest.mark.parametrize("name", ["student_fingerprint", "schema"])
+def test_missing_metadata_is_refused(name: str, saved: Path) -> None:
+    changes: dict[str, Any] = {name: None}
+    rewrite(saved, **changes)
+    with pytest.raises(ProjectionError, match=f"lacks {name}"):
+        ProjectionMatrix.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("schema", "2", "schema in its metadata is str, not int"),
+        ("schema", 4.0, "schema in its metadata is float, not int"),
+        ("teacher_vocab_size", "many", "teacher_vocab_size in its metadata is str, not int"),
+        ("teacher_vocab_size", True, "teacher_vocab_size in its metadata is bool, not int"),
+        ("student_spec", [], "student_spec in its metadata is list, not str"),
+        ("beta", "x", "beta in its metadata is str, not float or int or NoneType"),
+        ("sha256", 1, "sha256 in its metadata is int, not str"),
+    ],
+)
+def test_metadata_of_another_type_is_refused(name: str, value: Any, message: str, saved: Path) -> None:
+    changes: dict[str, Any] = {name: value}
+    rewrite(saved, **changes)
+    with pytest.raises(ProjectionError, match=f"w.safetensors is damaged: {message}; build it again"):
+        ProjectionMatrix.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"), [("[1]", "not a JSON object"), ("{", "not JSON"), ("[" * 10**5, "not JSON")]
+)
+def test_metadata_that_is_no_object_is_refused(metadata: str, message: str, saved: Path) -> None:
+    save_file({"weights": WEIGHTS}, saved, {file.KEY: metadata})
+    with pytest.raises(ProjectionError, match=f"w.safetensors is damaged: its metadata is {message}; build it again"):
         ProjectionMatrix.load(saved)
 
 
 def test_a_safetensors_file_of_something_else_is_refused(tmp_path: Path) -> None:
-    save_file({"weights": WEIGHTS}, tmp_path / "model.safetensors")
+    save_torch_file({"weights": torch.zeros(2, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
     with pytest.raises(ProjectionError, match="not a projection file"):
         ProjectionMatrix.load(tmp_path / "model.safetensors")
 
