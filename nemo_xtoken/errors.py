@@ -5,7 +5,11 @@ class XTokenError(Exception):
     """Base of every error that is the user's to mend. The command line turns it into one line and exit code 1."""
 
 
-class ConfigError(XTokenError):
+class WrongUseError(XTokenError):
+    """What was asked for is wrong in itself: the same command can never succeed (exit code 2)."""
+
+
+class ConfigError(WrongUseError):
     """A run config, an option or a combination of them is wrong (exit code 2)."""
 
 
@@ -13,7 +17,7 @@ class TokenizerError(XTokenError):
     """A tokenizer spec names nothing that can be loaded, or a file is not what its name says."""
 
 
-class SpecError(TokenizerError):
+class SpecError(TokenizerError, WrongUseError):
     """A tokenizer spec is wrong: it names nothing, or a pattern is missing, unknown or out of place (exit code 2)."""
 
 

@@ -15,7 +15,7 @@ import typer
 import nemo_xtoken
 from nemo_xtoken.cli import align, data, doctor, evaluate, export, launch, plan, projection, report, teacher, train
 from nemo_xtoken.cli.console import print_error, stderr
-from nemo_xtoken.errors import ConfigError, SpecError, StoppedError, XTokenError
+from nemo_xtoken.errors import StoppedError, WrongUseError, XTokenError
 
 UsageError: Any = typer.BadParameter.__bases__[0]  # click's, which some versions of typer keep under a private name
 
@@ -63,7 +63,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit code; what goes wrong becomes one line on stderr."""
     try:
         return app(args=list(arguments), prog_name="nemo-xtoken", standalone_mode=False) or 0
-    except (ConfigError, SpecError) as error:
+    except WrongUseError as error:
         print_error(str(error))
         return 2
     except UsageError as error:

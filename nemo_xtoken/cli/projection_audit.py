@@ -29,12 +29,12 @@ def audit(
     json: Json = False,
 ) -> None:
     """Show how much of each kind of token is common to the pair, and which loss to take."""
-    from nemo_xtoken import projection, tokenizers
+    from nemo_xtoken import projection
 
     patterns = parse_classes(classes or ())
     with working("auditing the projection"):
         matrix = projection.ProjectionMatrix.load(file)
-        sides = tokenizers.load(student or matrix.student_spec), tokenizers.load(teacher or matrix.teacher_spec)
+        sides = matrix.load_pair(student, teacher)
         result = projection.audit(matrix, *sides, patterns)
     if html is not None:
         from nemo_xtoken.report.pair import make_pair

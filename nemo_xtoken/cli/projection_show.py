@@ -34,14 +34,11 @@ def show(
     json: Json = False,
 ) -> None:
     """Show which teacher tokens a student token stands for, or which student tokens reach a teacher token."""
-    from nemo_xtoken import tokenizers
     from nemo_xtoken.projection import ProjectionMatrix, look_up
 
     with working("reading the projection"):
         matrix = ProjectionMatrix.load(file)
-        specs = student_tokenizer or matrix.student_spec, teacher_tokenizer or matrix.teacher_spec
-        sides = tokenizers.load(specs[0]), tokenizers.load(specs[1])
-        matrix.check_pair(sides[0].fingerprint, sides[1].fingerprint)
+        sides = matrix.load_pair(student_tokenizer, teacher_tokenizer)
         ids = [token_id for name in tokens for token_id in look_up.find_tokens(sides[teacher], name)]
         look = look_up.teacher_column if teacher else look_up.student_row
         found = [look(matrix, *sides, token_id) for token_id in ids]

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_xtoken.errors import ProjectionError
+from nemo_xtoken import tokenizers
+from nemo_xtoken.errors import ProjectionError, SpecError
 from nemo_xtoken.projection import file
 from nemo_xtoken.projection.piece_table import PieceTable
+from nemo_xtoken.tokenizers import Tokenizer
 
 BUILD_COMMAND = "nemo-xtoken projection build --student SPEC --teacher SPEC --out FILE"
 ROW_SUM_TOLERANCE = 1e-5
@@ -189,6 +191,19 @@ class ProjectionMatrix:
             f"projection of another tokenizer pair: {problem}; build the right one with `{BUILD_COMMAND}`"
         )
 
+    def load_pair(self, student: str | None = None, teacher: str | None = None) -> tuple[Tokenizer, Tokenizer]:
+        """Both tokenizers: from the specs given, which say where they are now, else from those that W was built with.
+
+        Raises TokenizerError for a spec that is given, ProjectionError for one of W's own or for tokenizers of another
+        pair.
+        """
+        pair = (
+            tokenizers.load(student) if student else _load_known("student", self.student_spec),
+            tokenizers.load(teacher) if teacher else _load_known("teacher", self.teacher_spec),
+        )
+        self.check_pair(pair[0].fingerprint, pair[1].fingerprint)
+        return pair
+
     def save(self, path: str | Path) -> None:
         """Write the file of this matrix (see `file`), whole or not at all."""
         arrays: file.Arrays = {"indices": self.indices, "weights": self.weights, "exact": self.exact_rows}
@@ -211,6 +226,15 @@ class ProjectionMatrix:
             return cls(**arrays, **description, **tables)  # pyright: ignore[reportArgumentType]
         except ProjectionError as error:
             raise ProjectionError(f"{path}: {error}") from error
+
+
+def _load_known(side: str, spec: str) -> Tokenizer:
+    try:
+        return tokenizers.load(spec)
+    except SpecError as error:  # the file's fault, not that of who names the file
+        raise ProjectionError(
+            f"the {side} tokenizer that this projection was built with is gone ({error}); put it back or say its place"
+        ) from error
 
 
 def _difference(side: str, spec: str, built_for: str, expected: str) -> str:

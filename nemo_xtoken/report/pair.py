@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_xtoken import tokenizers
 from nemo_xtoken.projection import Audit, ProjectionMatrix, audit
 from nemo_xtoken.report.aligned_tokens import AlignedSentence, align_sentence
 from nemo_xtoken.report.corner import Corner, corner
@@ -32,7 +31,7 @@ class Pair:
 def load_pair(projection: Path, sentence: str | None = None) -> Pair:
     """Read W and both its tokenizers. Raises ProjectionError or TokenizerError where one can't be read."""
     matrix = ProjectionMatrix.load(projection)
-    student, teacher = tokenizers.load(matrix.student_spec), tokenizers.load(matrix.teacher_spec)
+    student, teacher = matrix.load_pair()
     return make_pair(matrix, student, teacher, audit(matrix, student, teacher), sentence)
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import nemo_xtoken
 from nemo_xtoken.cli.app import app, run
-from nemo_xtoken.errors import ConfigError, DataError, XTokenError
+from nemo_xtoken.errors import ConfigError, DataError, SpecError, TokenizerError, WrongUseError, XTokenError
 
 SENTENCE = "add 12 to 2424"
 PROGRAM = [sys.executable, "-c", "from nemo_xtoken.cli import main; main()"]
@@ -122,10 +122,17 @@ def test_wrong_use_is_one_line_and_an_exit_code(
         assert message in err[0]
 
 
+class WrongSourceError(DataError, WrongUseError):
+    """As any room can have one."""
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "line"),
     [
         (ConfigError("lr must be\npositive"), 2, "error: lr must be positive"),
+        (SpecError("no such tokenizer"), 2, "error: no such tokenizer"),
+        (TokenizerError("a damaged tokenizer"), 1, "error: a damaged tokenizer"),
+        (WrongSourceError("hf: names nothing"), 2, "error: hf: names nothing"),
         (DataError("text [bold]is[/bold] empty"), 1, "error: text [bold]is[/bold] empty"),
         (XTokenError("x" * 300), 1, "error: " + "x" * 300),
         (PermissionError(13, "Permission denied", "out/w"), 1, "error: out/w: Permission denied"),
