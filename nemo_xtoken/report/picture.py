@@ -12,6 +12,7 @@ from nemo_xtoken.errors import DataError, UnavailableError, require
 from nemo_xtoken.report.bars import BarChart
 from nemo_xtoken.report.chart import Chart
 from nemo_xtoken.report.curves import is_repeated
+from nemo_xtoken.report.html import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,10 +51,8 @@ def check_format(path: Path) -> None:
 def save_picture(figure: Figure, path: Path) -> Path:
     """Write a picture in the format of its name, whole or not at all, and return its path. Raises ConfigError."""
     check_format(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    figure.savefig(unfinished, format=path.suffix[1:].lower(), dpi=200)
-    unfinished.replace(path)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, format=path.suffix[1:].lower(), dpi=200)
     return path
 
 

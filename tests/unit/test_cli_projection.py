@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from pathlib import Path
@@ -138,6 +139,40 @@ def test_audit_writes_a_page(projection: str, tmp_path: Path, capsys: Captured) 
     assert run(["projection", "audit", projection, "--html", str(page)]) == 0
     assert told(capsys)
     assert "Recommended loss: P-KL" in page.read_text()
+
+
+def full_disk(self: Path, content: bytes) -> int:
+    """In the place of `Path.write_bytes`."""
+    with self.open("wb") as stream:
+        stream.write(content[:100])
+    raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(
+    projection: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    assert run(["projection", "audit", projection, "--html", str(tmp_path)]) == 2
+    assert error_of(capsys).startswith(f"error: {tmp_path}: expected the name of a file to write, got a folder")
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    assert run(["projection", "audit", projection, "--html", str(tmp_path / "x.html")]) == 1
+    assert error_of(capsys) == f"error: {tmp_path / 'x.html'}: No space left on device"
+    assert list(tmp_path.iterdir()) == []
+    assert not tmp_path.with_name(f"{tmp_path.name}.unfinished").exists()
+
+
+def test_a_tokenizer_that_is_gone_is_the_file_s_fault_and_a_wrong_spec_is_wrong_use(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    tokenizer, w = rank_file(tmp_path), str(tmp_path / "w.safetensors")
+    spec = f"{tokenizer}?pattern=gpt2"
+    assert run(["projection", "build", "--student", spec, "--teacher", "bytes", "--out", w]) == 0
+    moved = f"{tokenizer.rename(tmp_path / 'moved.tiktoken')}?pattern=gpt2"
+    capsys.readouterr()
+    for command in (["show", w, "a"], ["audit", w]):
+        assert run(["projection", *command]) == 1
+        assert "the student tokenizer that this projection was built with is gone" in error_of(capsys)
+    assert run(["projection", "audit", w, "--student", "none.json"]) == 2
+    assert run(["projection", "show", w, "a", "--student-tokenizer", moved]) == 0
 
 
 def test_convert_goes_to_nemo_rl_and_back(projection: str, student: str, tmp_path: Path, capsys: Captured) -> None:

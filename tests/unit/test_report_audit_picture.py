@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from nemo_xtoken.cli.app import run
@@ -71,6 +73,19 @@ def test_the_file_is_a_picture_and_nothing_else_is_left(result: Audit, tmp_path:
     assert picture.shape[1] == 1800
     assert picture.std() > 0.1
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_picture_that_fails_half_way_leaves_nothing(
+    result: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(self: Figure, path: Path, **_: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Figure, "savefig", full_disk)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/audit\.png'"):
+        write_picture(result, tmp_path / "audit.png")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_matplotlib_it_says_what_to_install(
