@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
-from nemo_xtoken.errors import ProjectionError
+from nemo_xtoken.errors import ProjectionError, require
 
 SCHEMA = 4
 READABLE = (2, 3, SCHEMA)
@@ -61,8 +61,9 @@ def write(path: str | Path, arrays: Mapping[str, NDArray[Any]], description: Map
 def write_whole(path: Path, content: bytes) -> None:
     """Write to a temporary name in the same folder and rename, so that a reader never sees half a file.
 
-    Raises ProjectionError where the folder can't be written.
+    Raises ConfigError where there is a folder of this name, ProjectionError where it can't be written.
     """
+    require(not path.is_dir(), f"{path}: expected the name of a file to write, got a folder; name a file in it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, content)

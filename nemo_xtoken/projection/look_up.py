@@ -15,7 +15,8 @@ from nemo_xtoken.projection.pieces import byte_vocabulary
 from nemo_xtoken.tokenizers.protocol import Tokenizer
 
 Kind = Literal["exact", "projected", "empty", "reached", "unreached"]
-_ID = re.compile(r"#([0-9]{1,18})")
+_ID = re.compile(r"#0*([0-9]+)")
+_MOST_DIGITS = 18
 _BYTES = re.compile(r"0x([0-9A-Fa-f]{2})+(\s+0x([0-9A-Fa-f]{2})+)*")
 
 
@@ -58,7 +59,7 @@ def find_tokens(tokenizer: Tokenizer, name: str) -> list[int]:
     """
     match = _ID.fullmatch(name)
     if match:
-        ids = [int(match[1])] if int(match[1]) < tokenizer.vocab_size else []
+        ids = [int(match[1])] if len(match[1]) <= _MOST_DIGITS and int(match[1]) < tokenizer.vocab_size else []
     elif _BYTES.fullmatch(name):
         ids = _with_bytes(tokenizer, bytes.fromhex(name.replace("0x", "")))
     else:

@@ -48,6 +48,13 @@ def test_build_explains_the_empty_rows(tmp_path: Path, capsys: Captured, student
     assert ProjectionMatrix.load(out).reverse_pass
 
 
+def test_a_folder_in_the_place_of_the_file_is_wrong_use(tmp_path: Path, capsys: Captured) -> None:
+    command = ["projection", "build", "--student", "bytes", "--teacher", "bytes", "--out"]
+    assert run([*command, str(tmp_path)]) == 2
+    assert error_of(capsys).startswith(f"error: {tmp_path}: expected the name of a file to write, got a folder")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_show_lists_the_pieces_of_student_tokens(projection: str, capsys: Captured) -> None:
     assert run(["projection", "show", projection, "201", "0xE2 0x82", "eos", " é"]) == 0
     text = "\n".join(told(capsys))

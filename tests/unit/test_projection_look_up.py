@@ -18,6 +18,7 @@ TEACHER = LongestMatch([*DIGITS, b"20", b"x"], spec="teacher")
     [
         ("201", [0]),
         ("#1", [1]),
+        ("#001", [1]),
         ("0x32 0x30", [1]),
         ("0xE2 0x82", [3]),
         ("0xe282", [3]),
@@ -38,9 +39,11 @@ def test_a_special_token_is_named_by_role_or_by_its_name_in_the_file() -> None:
     assert find_tokens(tokenizer, "<|begin_of_text|>") == find_tokens(tokenizer, "bos") == [0]
     assert find_tokens(tokenizer, "<|x|>") == [1]
     assert len(find_tokens(tokenizer, "<|y|>")) == 5
+    with pytest.raises(ProjectionError, match="has no token '#9999"):
+        find_tokens(tokenizer, "#" + "9" * 5000)
 
 
-@pytest.mark.parametrize("name", ["#8", "#" + "9" * 5000, "0xE2", "zzz", "", "\udcff"])
+@pytest.mark.parametrize("name", ["#8", "0xE2", "zzz", "", "\udcff"])
 def test_a_token_that_is_not_there_is_one_clear_line(name: str) -> None:
     with pytest.raises(ProjectionError, match=r"^student has no token .*; expected text, bytes .* from #0 to #7$"):
         find_tokens(STUDENT, name)
