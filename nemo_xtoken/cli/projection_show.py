@@ -73,7 +73,10 @@ def lines(view: View, limit: int) -> Iterator[tuple[Text, str, Text]]:
 
 
 def label(token: NamedToken) -> Text:
-    """A token made visible, with its id; as bytes where it is no text by itself, with them where it is not ASCII."""
+    """A token made visible, with its id; as bytes where it is no text by itself, with them where it is not ASCII.
+
+    A special token by its role, with its own name where that is another.
+    """
     from nemo_xtoken.projection.pieces import decode_strictly
     from nemo_xtoken.report.aligned_tokens import visible
 
@@ -81,6 +84,8 @@ def label(token: NamedToken) -> Text:
     is_text = decode_strictly(token.content) is not None
     name = token.role or (visible(token.content) if is_text else in_bytes)
     also = f" {in_bytes}" if is_text and not token.content.isascii() else ""
+    if token.special_name != token.role:
+        also = f" {token.special_name}"
     return Text.assemble(name, (f" #{token.token_id}{also}", "dim"))
 
 
@@ -101,4 +106,5 @@ def token_dict(token: NamedToken) -> dict[str, Any]:
 
     content = token.content
     text = decode_strictly(content) if content else None
-    return {"id": token.token_id, "text": text, "bytes": content.hex(" "), "role": token.role}
+    named = {"role": token.role, "special_name": token.special_name}
+    return {"id": token.token_id, "text": text, "bytes": content.hex(" "), **named}

@@ -22,11 +22,12 @@ _BYTES = re.compile(r"0x([0-9A-Fa-f]{2})+(\s+0x([0-9A-Fa-f]{2})+)*")
 
 @dataclass(frozen=True)
 class NamedToken:
-    """An id, the bytes it stands for, and its role if it is special."""
+    """An id and the bytes it stands for; if it is special, its role and what it is called in the tokenizer's file."""
 
     token_id: int
     content: bytes
     role: str | None
+    special_name: str | None
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,9 @@ def teacher_column(matrix: ProjectionMatrix, student: Tokenizer, teacher: Tokeni
 
 def named(tokenizer: Tokenizer, token_id: int) -> NamedToken:
     """An id with what is known about it."""
-    return NamedToken(token_id, tokenizer.token_bytes(token_id), tokenizer.special_roles.get(token_id))
+    role = tokenizer.special_roles.get(token_id)
+    special_name = None if role is None else tokenizer.special_names[token_id]
+    return NamedToken(token_id, tokenizer.token_bytes(token_id), role, special_name)
 
 
 def _by_weight(links: list[Link]) -> tuple[Link, ...]:

@@ -62,7 +62,7 @@ def test_show_lists_the_pieces_of_student_tokens(projection: str, capsys: Captur
     assert re.search(r"│ +│ 0.0901 │ 0 #51 ", text)
     assert re.search(r"│ 0xE2 0x82 #258 +│ 0.9091 │ 0xE2 #229 ", text)
     assert re.search(r"│ ·é #259 0x20 0xC3 0xA9 +│ 0.9009 │ · #35 ", text)
-    assert re.search(r"│ eos #261 +│ +1 │ eos #1 ", text)
+    assert re.search(r"│ eos #261 <\|endoftext\|> +│ +1 │ eos #1 </s> ", text)
 
 
 def test_show_lists_who_reaches_a_teacher_token(projection: str, capsys: Captured) -> None:
@@ -82,7 +82,7 @@ def test_show_json_is_one_object_of_both_directions(projection: str, capsys: Cap
     assert (first["id"], first["text"], first["bytes"], first["kind"]) == (257, "201", "32 30 31", "projected")
     assert [entry["id"] for entry in first["entries"]] == [53, 51, 52]
     assert sum(entry["weight"] for entry in first["entries"]) == pytest.approx(1, abs=1e-6)
-    assert (second["text"], second["bytes"]) == (None, "e2 82")
+    assert (second["text"], second["bytes"], second["special_name"]) == (None, "e2 82", None)
     assert run(["projection", "show", projection, "--teacher", "#53", "--json"]) == 0
     found = json.loads(told(capsys)[0])
     assert [entry["text"] for entry in found["tokens"][0]["entries"]] == ["2", "20", "201"]
