@@ -32,6 +32,10 @@ def audit(
     from nemo_xtoken import projection
 
     patterns = parse_classes(classes or ())
+    if png is not None:
+        from nemo_xtoken.report.picture import check_format
+
+        check_format(png)
     with working("auditing the projection"):
         matrix = projection.ProjectionMatrix.load(file)
         sides = matrix.load_pair(student, teacher)

@@ -167,6 +167,15 @@ def test_a_page_that_cannot_be_written_leaves_nothing(
     assert not tmp_path.with_name(f"{tmp_path.name}.unfinished").exists()
 
 
+def test_a_picture_of_an_unknown_format_is_wrong_use_before_anything_is_written(
+    projection: str, tmp_path: Path, capsys: Captured
+) -> None:
+    page, picture = str(tmp_path / "x.html"), str(tmp_path / "a.xyz")
+    assert run(["projection", "audit", projection, "--html", page, "--png", picture]) == 2
+    assert f"ending in .png, .svg or .pdf, got {picture}" in error_of(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_tokenizer_that_is_gone_is_the_file_s_fault_and_a_wrong_spec_is_wrong_use(
     tmp_path: Path, capsys: Captured
 ) -> None:
