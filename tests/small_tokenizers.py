@@ -82,17 +82,33 @@ LIKE_LLAMA = {
 """Options of `sentencepiece_file`: nothing of the text is changed, a space goes in front, characters fall to bytes."""
 
 
-def byte_level_bpe(folder: Path, *, nfc: bool = False, add_prefix_space: bool = False) -> Path:
-    """A `tokenizer.json` like GPT-2's, with a template of special tokens, truncation and padding, all to be ignored."""
+MISSING = b"\x04\x06\x13\x14\x16\x1d\xf1\xf2"
+"""Bytes for which SmolLM2 has no token."""
+
+MISSING_CHARACTERS = "\u0104\u0106\u0113\u0114\u0116\u011d\u00f1\u00f2"
+"""The same in GPT-2's alphabet."""
+
+
+def byte_level_bpe(
+    folder: Path,
+    *,
+    normalizer: normalizers.Normalizer | None = None,
+    add_prefix_space: bool = False,
+    missing: str = "",
+) -> Path:
+    """A `tokenizer.json` like GPT-2's, with a template of special tokens, truncation and padding, all to be ignored.
+
+    missing: characters of GPT-2's alphabet for whose bytes there is no token
+    """
     library = Tokenizer(models.BPE())
-    if nfc:
-        library.normalizer = normalizers.NFC()
+    if normalizer is not None:
+        library.normalizer = normalizer
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     library.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         special_tokens=["<s>", "</s>", "<|im_start|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=[char for char in pre_tokenizers.ByteLevel.alphabet() if char not in missing],
         show_progress=False,
     )
     library.train_from_iterator(SENTENCES, trainer)

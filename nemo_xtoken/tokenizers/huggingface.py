@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from nemo_xtoken.tokenizers.base import VocabularyTokenizer
 from nemo_xtoken.tokenizers.characters import CharacterMap
 from nemo_xtoken.tokenizers.huggingface_pieces import (
     SPACE,
+    dropped_bytes,
     has_nfc,
     piece_bytes,
     piece_kind,
@@ -82,11 +84,15 @@ class HuggingFaceTokenizer(VocabularyTokenizer):
     ) -> tuple[Sequence[View], Normalize]:
         """How texts may be seen, the likeliest way first, and what the normaliser may make of them."""
         if keeps_bytes:
-            views = _KEPT if self._normalized("a") == "a" else _KEPT[::-1]
-            return views, nfc_texts if has_nfc(description) else unchanged_texts
+            return self._views_of_bytes(description), nfc_texts if has_nfc(description) else unchanged_texts
         views = self._views_without_bytes(unknown)
         is_nfc = has_nfc(description)
         return views, nfc_texts if is_nfc else CharacterMap(self._normalized, views[0].blanks).normalized_texts
+
+    def _views_of_bytes(self, description: Mapping[str, Any]) -> Sequence[WhiteSpaceView]:
+        views = _KEPT if self._normalized("a") == "a" else _KEPT[::-1]
+        dropped = dropped_bytes(description, self._vocabulary.pieces)
+        return (*views, *(replace(view, dropped=dropped) for view in views)) if dropped else views
 
     def _views_without_bytes(self, unknown: UnknownTokens | None) -> Sequence[WhiteSpaceView]:
         if self._kind == "words":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 SPACE = "\u2581"
@@ -48,6 +48,16 @@ def piece_kind(description: Mapping[str, Any]) -> Kind:
     if "Metaspace" in types or any(SPACE in str(part) for part in parts):
         return "spaced"
     return "words"
+
+
+def dropped_bytes(description: Mapping[str, Any], pieces: Sequence[bytes]) -> bytes:
+    """Bytes that the tokenizer of a parsed `tokenizer.json` leaves out of a text, having no token for them.
+
+    pieces: [vocab_size] bytes of each id
+    """
+    if piece_kind(description) != "byte_level" or description["model"].get("unk_token"):
+        return b""
+    return bytes({*range(256)} - {piece[0] for piece in pieces if len(piece) == 1})
 
 
 def unknown_extent(description: Mapping[str, Any]) -> Extent | None:

@@ -25,6 +25,7 @@ class WhiteSpaceView:
     blanks   the characters that count as white space
     strips   whether white space at the end is dropped
     lower    whether ASCII letters become small
+    dropped  bytes that the tokenizer has no token for, and leaves out
     unknown  what its unknown token stands for. None: that is left to the library
     """
 
@@ -33,12 +34,13 @@ class WhiteSpaceView:
     blanks: bytes = _BLANKS
     strips: bool = False
     lower: bool = False
+    dropped: bytes = b""
     unknown: UnknownTokens | None = None
 
     def __call__(self, texts: Sequence[bytes], ids: Ids) -> SeenTexts:
         """The texts as seen. ids: of all their tokens, which tell whether any is unknown"""
         unknown = self.unknown if self.unknown is not None and self.unknown.token_id in ids else None
-        if self.runs == "kept" and unknown is None:
+        if self.runs == "kept" and unknown is None and not self.lower and not self.dropped:
             return self._all_kept(texts)
         return self._some_kept(texts, unknown)
 
@@ -56,8 +58,8 @@ class WhiteSpaceView:
 
     def _some_kept(self, texts: Sequence[bytes], unknown: UnknownTokens | None) -> SeenTexts:
         parts = [text.rstrip(self.blanks) for text in texts] if self.strips else texts
-        # The line feed in front of a text and the white space at its beginning are one run.
-        source = b"\n".join([b"", *parts])
+        # Where runs count, the line feed in front of a text and the white space at its beginning are one.
+        source = (b" " if self.runs == "kept" else b"\n").join([b"", *parts])
         starts = sums(_sizes(parts) + 1)
         lowered = source.lower() if self.lower else source
         blanks = b"" if self.runs == "kept" else self.blanks
@@ -84,6 +86,8 @@ class WhiteSpaceView:
         keep[fronts] = self.front != "none"
         if self.runs == "kept" and self.front == "missing":
             keep[fronts] = np.append(seen, 0)[fronts + 1] != _SPACE
+        if self.dropped:
+            keep[np.isin(seen, np.frombuffer(self.dropped, np.uint8))] = False
         return keep
 
 

@@ -9,6 +9,7 @@ import pytest
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from nemo_xtoken import tokenizers
 from nemo_xtoken.errors import SpecError, TokenizerError
@@ -36,8 +37,9 @@ MAKERS: dict[str, Make] = {
     **{name: lambda folder, name=name: f"{small.rank_file(folder)}?pattern={name}" for name in FAMILIES},
     "tekken": lambda folder: str(small.tekken_file(folder)),
     "byte_level_bpe": lambda folder: str(small.byte_level_bpe(folder)),
-    "byte_level_bpe_nfc": lambda folder: str(small.byte_level_bpe(folder, nfc=True)),
+    "byte_level_bpe_nfc": lambda folder: str(small.byte_level_bpe(folder, normalizer=normalizers.NFC())),
     "byte_level_bpe_prefix": lambda folder: str(small.byte_level_bpe(folder, add_prefix_space=True)),
+    "byte_level_bpe_without_bytes": lambda folder: str(small.byte_level_bpe(folder, missing=small.MISSING_CHARACTERS)),
     "spaced_bpe": lambda folder: str(small.spaced_bpe(folder)),
     "unigram": lambda folder: str(small.unigram(folder)),
     "wordpiece": lambda folder: str(small.wordpiece(folder)),

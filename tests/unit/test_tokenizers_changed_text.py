@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from nemo_xtoken import tokenizers
 from nemo_xtoken.alignment import align
@@ -61,7 +62,7 @@ def nfc_tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp("nfc")
     if request.param == "rank_file":
         return tokenizers.load(f"{small.rank_file(folder)}?pattern=qwen")
-    return tokenizers.load(str(small.byte_level_bpe(folder, nfc=True)))
+    return tokenizers.load(str(small.byte_level_bpe(folder, normalizer=normalizers.NFC())))
 
 
 @given(st.data())
