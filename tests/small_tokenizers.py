@@ -155,13 +155,15 @@ def spaced_bpe(folder: Path) -> Path:
     return _save(library, folder)
 
 
-def unigram(folder: Path) -> Path:
+def unigram(folder: Path, *, special_tokens: Sequence[str] = ("<unk>",)) -> Path:
     """A `tokenizer.json` like T5's: NFKC, runs of spaces made one, a space in front."""
     library = Tokenizer(models.Unigram())
     library.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("  ", " ")])
     library.pre_tokenizer = pre_tokenizers.Metaspace()
     library.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=150, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=150, special_tokens=list(special_tokens), unk_token="<unk>", show_progress=False
+    )
     library.train_from_iterator(SENTENCES, trainer)
     return _save(library, folder)
 

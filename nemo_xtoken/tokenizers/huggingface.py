@@ -19,12 +19,14 @@ from nemo_xtoken.tokenizers.huggingface_pieces import (
     has_nfc,
     piece_bytes,
     piece_kind,
+    special_names,
     special_roles,
     unknown_extent,
     unknown_piece,
 )
 from nemo_xtoken.tokenizers.normalize import NormalizedTexts, nfc_texts, unchanged_texts
 from nemo_xtoken.tokenizers.spans import from_char_offsets
+from nemo_xtoken.tokenizers.specials import without_specials_in_text
 from nemo_xtoken.tokenizers.token_batch import UNKNOWN, View, encodings_by_bytes, token_batch
 from nemo_xtoken.tokenizers.unknown import UnknownTokens
 from nemo_xtoken.tokenizers.vocabulary import Vocabulary
@@ -45,10 +47,9 @@ class HuggingFaceTokenizer(VocabularyTokenizer):
 
     def __init__(self, spec: str, path: Path, config: Mapping[str, Any] | None) -> None:
         description = _read_object(path)
-        self._library = _library(path)
+        self._library, vocab = _library(path, description, config)
         self._kind = piece_kind(description)
         keeps_bytes = self._kind == "byte_level" or bool(description["model"].get("byte_fallback"))
-        vocab = self._library.get_vocab(with_added_tokens=True)
         roles = special_roles(description, config, vocab)
         pieces = piece_bytes(description, vocab, set(roles))
         super().__init__(spec, Vocabulary(pieces, roles, _rules(description)))
@@ -139,9 +140,15 @@ def _read_object(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", parsed)
 
 
-def _library(path: Path) -> Library:
+def _library(
+    path: Path, description: Mapping[str, Any], config: Mapping[str, Any] | None
+) -> tuple[Library, dict[str, int]]:
+    """The library's tokenizer, which reads no special token out of a text, and all its pieces -> id."""
     try:
-        library = Library.from_file(str(path))
+        names = special_names(description, config).keys()
+        changed, renamed = without_specials_in_text(description, names)
+        is_same = changed is description
+        library = Library.from_file(str(path)) if is_same else Library.from_str(json.dumps(changed))
     except Exception as error:  # the library raises nothing more specific
         raise TokenizerError(
             f"{path}: expected a Hugging Face tokenizer.json, got one that can't be read: {error}"
@@ -149,7 +156,8 @@ def _library(path: Path) -> Library:
     library.encode_special_tokens = True
     library.no_truncation()
     library.no_padding()
-    return library
+    vocab = library.get_vocab(with_added_tokens=True)
+    return library, {renamed.get(piece, piece): token_id for piece, token_id in vocab.items()}
 
 
 def _rules(description: Mapping[str, Any]) -> str:

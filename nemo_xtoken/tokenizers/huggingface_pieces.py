@@ -141,6 +141,11 @@ def special_roles(
     description: Mapping[str, Any], config: Mapping[str, Any] | None, vocab: Mapping[str, int]
 ) -> dict[int, str]:
     """Role of each special id. config: `tokenizer_config.json`; without one, roles go by well-known names."""
+    return {vocab[name]: role for name, role in special_names(description, config).items() if name in vocab}
+
+
+def special_names(description: Mapping[str, Any], config: Mapping[str, Any] | None) -> dict[str, str]:
+    """Role of each special token by its text, whether or not it has an id."""
     names = {str(token["content"]) for token in description.get("added_tokens", ()) if token["special"]}
     roles = dict(_WELL_KNOWN)
     if config is not None:
@@ -150,7 +155,7 @@ def special_roles(
     if unknown is not None:
         names.add(unknown)
         roles.setdefault(unknown, "unk")
-    return {vocab[name]: roles.get(name, name) for name in names if name in vocab}
+    return {name: roles.get(name, name) for name in names}
 
 
 def unknown_piece(model: Mapping[str, Any]) -> str | None:
