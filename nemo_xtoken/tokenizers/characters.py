@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_xtoken.tokenizers.huggingface_pieces import SPACE
-from nemo_xtoken.tokenizers.normalize import Normalized, NormalizedTexts, from_edits
-from nemo_xtoken.tokenizers.spans import characters_at, encode_utf8
+from nemo_xtoken.tokenizers.normalize import Normalized, NormalizedTexts, from_edits, nfc_texts, unchanged_texts
+from nemo_xtoken.tokenizers.spans import characters_at
 
 _UNKNOWN, _SAME, _REPLACED = range(3)
 
@@ -20,7 +20,7 @@ _FIRST_BYTES = bytes(byte >= 0xC0 for byte in range(256))
 
 
 class CharacterMap:
-    """Replaces the characters beyond ASCII that a normaliser replaces, each by itself.
+    """Replaces the characters beyond ASCII that a normaliser replaces, each by itself, after it has composed them.
 
     The result is a guess, since a normaliser may look at several characters at once: it has to be held against the
     bytes of the tokens. Each character is asked for once.
@@ -30,13 +30,15 @@ class CharacterMap:
         """blanks: the characters that become a space later, if they do not here"""
         self._normalize = normalize
         self._blanks = blanks
+        self._composes = "\u00e9" in normalize("e\u0301")
         self._kinds: NDArray[np.uint8] = np.zeros(sys.maxunicode + 1, np.uint8)
         self._kinds[:0x80] = self._kinds[ord(SPACE)] = _SAME
         self._replacements: dict[int, tuple[int, bytes]] = {}
 
     def normalized_texts(self, texts: Sequence[str]) -> NormalizedTexts:
         """The texts with their characters replaced. Raises TokenizerError for a lone surrogate."""
-        contents = [encode_utf8(text) for text in texts]
+        composed = nfc_texts(texts) if self._composes else unchanged_texts(texts)
+        contents = composed.contents
         joined = b"".join(contents)
         places = np.frombuffer(joined.translate(_FIRST_BYTES), np.bool_).nonzero()[0]
         codes, _ = characters_at(np.frombuffer(joined, np.uint8), places)
@@ -51,7 +53,7 @@ class CharacterMap:
                 content = contents[number]
                 changed[number] = self._replace(content, (places[own] - begins[number]).tolist(), codes[own])
                 contents[number] = changed[number].text.encode()
-        return NormalizedTexts(contents, changed)
+        return NormalizedTexts(contents, changed, composed.changed)
 
     def _kinds_of(self, codes: NDArray[np.intp]) -> NDArray[np.uint8]:
         kinds = self._kinds.take(codes)

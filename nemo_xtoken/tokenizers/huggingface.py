@@ -16,7 +16,9 @@ from nemo_xtoken.tokenizers.characters import CharacterMap
 from nemo_xtoken.tokenizers.huggingface_pieces import (
     SPACE,
     dropped_bytes,
+    from_byte_characters,
     has_nfc,
+    keeps_characters,
     piece_bytes,
     piece_kind,
     special_names,
@@ -24,8 +26,8 @@ from nemo_xtoken.tokenizers.huggingface_pieces import (
     unknown_extent,
     unknown_piece,
 )
-from nemo_xtoken.tokenizers.normalize import NormalizedTexts, nfc_texts, unchanged_texts
-from nemo_xtoken.tokenizers.spans import from_char_offsets
+from nemo_xtoken.tokenizers.normalize import NormalizedTexts, joins, nfc_texts, unchanged_texts
+from nemo_xtoken.tokenizers.offsets import from_char_offsets
 from nemo_xtoken.tokenizers.specials import without_specials_in_text
 from nemo_xtoken.tokenizers.token_batch import UNKNOWN, View, encodings_by_bytes, token_batch
 from nemo_xtoken.tokenizers.unknown import UnknownTokens
@@ -54,6 +56,8 @@ class HuggingFaceTokenizer(VocabularyTokenizer):
         pieces = piece_bytes(description, vocab, set(roles))
         super().__init__(spec, Vocabulary(pieces, roles, _rules(description)))
         unknown = None if keeps_bytes else self._unknown(description, vocab)
+        self._composes = "\u00e9" in self._normalized("e\u0301")
+        self._adds_space = len("".join(self._words("a"))) > len(self._normalized("a"))
         self._seen_vocabulary = self._vocabulary.with_piece(unknown.token_id, UNKNOWN) if unknown else self._vocabulary
         self._views, self._normalize = self._guesses(description, keeps_bytes, unknown)
 
@@ -72,7 +76,24 @@ class HuggingFaceTokenizer(VocabularyTokenizer):
     def _by_offsets(self, text: str) -> Encoding:
         """Tokens by the library's character offsets."""
         encoding = self._library.encode(text, add_special_tokens=False)
-        return from_char_offsets(encoding.ids, encoding.offsets, text)
+        return from_char_offsets(encoding.ids, encoding.offsets, text, self._stands_for)
+
+    def _stands_for(self, ids: Sequence[int], part: str) -> bool | None:
+        """Whether the normaliser makes the bytes of tokens of a part of a text, of which white space counts only where
+        tokens keep every byte. None for unknown tokens."""
+        pieces = [self._vocabulary.token_bytes(token_id) for token_id in ids]
+        if not all(pieces):
+            # The offsets credit what is composed to the first of its characters.
+            return False if self._composes and part and joins(part[0]) else None
+        content = b"".join(pieces)
+        if content == part.encode():
+            return True
+        seen = self._normalized(part)
+        if self._kind != "byte_level":
+            return _solid(seen.replace(SPACE, " ")) == _solid(content.decode(errors="surrogateescape"))
+        writes_bytes = self._normalized(" ") not in (" ", "")
+        seen_bytes = from_byte_characters(seen) if writes_bytes else seen.encode()
+        return content == seen_bytes or (self._adds_space and content == b" " + seen_bytes)
 
     def _unknown(self, description: Mapping[str, Any], vocab: Mapping[str, int]) -> UnknownTokens | None:
         piece, extent = unknown_piece(description["model"]), unknown_extent(description)
@@ -85,13 +106,20 @@ class HuggingFaceTokenizer(VocabularyTokenizer):
     ) -> tuple[Sequence[View], Normalize]:
         """How texts may be seen, the likeliest way first, and what the normaliser may make of them."""
         if keeps_bytes:
-            return self._views_of_bytes(description), nfc_texts if has_nfc(description) else unchanged_texts
-        views = self._views_without_bytes(unknown)
-        is_nfc = has_nfc(description)
-        return views, nfc_texts if is_nfc else CharacterMap(self._normalized, views[0].blanks).normalized_texts
+            views = self._views_of_bytes(description)
+            if keeps_characters(description):
+                return views, unchanged_texts
+        else:
+            views = self._views_without_bytes(unknown)
+        if has_nfc(description):
+            return views, nfc_texts
+        blanks = b"" if keeps_bytes else views[0].blanks
+        return views, CharacterMap(self._normalized, blanks).normalized_texts
 
     def _views_of_bytes(self, description: Mapping[str, Any]) -> Sequence[WhiteSpaceView]:
         views = _KEPT if self._normalized("a") == "a" else _KEPT[::-1]
+        if self._normalized("A").endswith("a"):
+            views = tuple(replace(view, lower=True) for view in views)
         dropped = dropped_bytes(description, self._vocabulary.pieces)
         return (*views, *(replace(view, dropped=dropped) for view in views)) if dropped else views
 
@@ -121,6 +149,10 @@ class HuggingFaceTokenizer(VocabularyTokenizer):
 
     def _special_name(self, token_id: int) -> str:
         return str(self._library.id_to_token(token_id))
+
+
+def _solid(text: str) -> str:
+    return "".join(text.split())
 
 
 def load_huggingface(spec: str, path: Path) -> HuggingFaceTokenizer:

@@ -74,9 +74,18 @@ def unknown_extent(description: Mapping[str, Any]) -> Extent | None:
     return "word" if splits and splits <= _SPLITS_BY_CHARACTER else None
 
 
+_WITHOUT_CHANGES = {"Sequence", "ByteLevel"}
+"""Normalisers that change no character, or only how it is written."""
+
+
 def has_nfc(description: Mapping[str, Any]) -> bool:
     """Whether the only normaliser of a parsed `tokenizer.json` is Unicode's composition."""
-    return _types(description.get("normalizer")) == {"NFC"}
+    return _types(description.get("normalizer")) - _WITHOUT_CHANGES == {"NFC"}
+
+
+def keeps_characters(description: Mapping[str, Any]) -> bool:
+    """Whether the normaliser of a parsed `tokenizer.json` is of the kinds that mark spaces."""
+    return _types(description.get("normalizer")) <= _WITHOUT_CHANGES | {"Prepend", "Replace"}
 
 
 def _types(part: Any) -> set[str]:
@@ -104,7 +113,7 @@ def _converter(description: Mapping[str, Any]) -> Callable[[str], bytes]:
     model = description["model"]
     kind = piece_kind(description)
     if kind == "byte_level":
-        return _from_byte_characters
+        return from_byte_characters
     if kind == "spaced":
         return _from_bytes_or_spaced if model.get("byte_fallback") else _from_spaced
     prefix = str(model.get("continuing_subword_prefix") or "")
@@ -131,7 +140,8 @@ def _byte_characters() -> dict[int, int]:
 _BYTE_OF = _byte_characters()
 
 
-def _from_byte_characters(piece: str) -> bytes:
+def from_byte_characters(piece: str) -> bytes:
+    """Bytes of a piece in GPT-2's alphabet; one that has other characters is text as it is."""
     if all(ord(char) in _BYTE_OF for char in piece):
         return piece.translate(_BYTE_OF).encode("latin-1")
     return piece.encode()

@@ -6,7 +6,7 @@ import functools
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -79,7 +79,12 @@ class Normalized:
 
     def in_original(self, tokens: Encoding) -> Encoding:
         """Tokens with spans in `text`, which they tile, as tokens with spans in the original."""
-        return tokens if self.edits is None else settle(tokens.ids, *self._in_original(tokens.ends), self.size)
+        if self.edits is None:
+            return tokens
+        found = settle(tokens.ids, *self._in_original(tokens.ends), self.size)
+        if tokens.exact is None:
+            return found
+        return replace(found, exact=tokens.exact if found.exact is None else tokens.exact & found.exact)
 
 
 def unchanged(text: str) -> Normalized:
@@ -93,14 +98,19 @@ class NormalizedTexts:
 
     contents  UTF-8 of each normalised text
     changed   those in which it differs from the original, by their numbers
+    composed  those of which `changed` begins with the composed form, by their numbers
     """
 
     contents: list[bytes]
     changed: Mapping[int, Normalized]
+    composed: Mapping[int, Normalized] = field(default_factory=dict[int, Normalized])
 
     def in_original(self, number: int, tokens: Encoding) -> Encoding:
         """Tokens with spans in a normalised text, which they tile, as tokens with spans in the original."""
-        return self.changed[number].in_original(tokens) if number in self.changed else tokens
+        for steps in (self.changed, self.composed):
+            if number in steps:
+                tokens = steps[number].in_original(tokens)
+        return tokens
 
 
 def unchanged_texts(texts: Sequence[str]) -> NormalizedTexts:
@@ -110,9 +120,13 @@ def unchanged_texts(texts: Sequence[str]) -> NormalizedTexts:
 
 def nfc_texts(texts: Sequence[str]) -> NormalizedTexts:
     """Texts in Unicode's composed form. Raises TokenizerError for a lone surrogate."""
-    normalized = [nfc(text) for text in texts]
-    changed = {number: each for number, each in enumerate(normalized) if each.edits is not None}
-    return NormalizedTexts([each.text.encode() for each in normalized], changed)
+    contents = [encode_utf8(text) for text in texts]
+    changed: dict[int, Normalized] = {}
+    for number, text in enumerate(texts):
+        if not unicodedata.is_normalized("NFC", text):
+            changed[number] = _compose(text, len(contents[number]))
+            contents[number] = changed[number].text.encode()
+    return NormalizedTexts(contents, changed)
 
 
 def nfc(text: str) -> Normalized:
@@ -172,6 +186,11 @@ def _kinds() -> NDArray[np.uint8]:
         elif decomposes and not unicodedata.is_normalized("NFC", char):
             kinds[ord(char)] = _REPLACED
     return kinds
+
+
+def joins(char: str) -> bool:
+    """Whether a character may become one with that before it."""
+    return bool(_kinds()[ord(char)] == _JOINING)
 
 
 def _second_starters() -> set[str]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,15 +53,6 @@ def _longer_characters_at(
         following = text.take(places + step, mode="clip") & 0x3F
         codes = np.where(widths > step, codes << 6 | following, codes)
     return codes, widths
-
-
-def from_char_offsets(ids: Sequence[int], offsets: Sequence[tuple[int, int]], text: str) -> Encoding:
-    """Tokens with the characters of the text that each comes from; the offsets of two tokens may overlap."""
-    begin = np.concatenate(([0], np.cumsum(char_widths(code_points(text)))))
-    chars = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets)).reshape(-1, 2)
-    certain = np.ones(len(chars), np.bool_)
-    certain[:-1] = chars[1:, 0] >= chars[:-1, 1]
-    return settle(np.asarray(ids, np.int32), begin[chars[:, 1]], certain, int(begin[-1]))
 
 
 def settle(ids: NDArray[np.int32], ends: NDArray[np.int64], certain: NDArray[np.bool_], size: int) -> Encoding:
