@@ -27,6 +27,9 @@ MAX_WHITESPACE_RUN = 900_000
 _WORTH_A_TASK = 100
 """Characters: of shorter texts the library's batch spends most of its time on giving each to a thread."""
 
+_WORTH_AN_ARRAY = 1000
+"""Characters: of shorter texts the library makes a list sooner than an array."""
+
 _HAS_NUMPY = hasattr(tiktoken.Encoding, "encode_to_numpy")
 """Whether the library hands out ids without making a list of them; older ones don't."""
 
@@ -76,9 +79,11 @@ class RankFileTokenizer(VocabularyTokenizer):
         return self._normalize(text)
 
     def _library_batch(self, texts: list[str]) -> Sequence[Sequence[int] | Ids]:
-        ids: Callable[[str], Sequence[int] | Ids] = self._ids if _HAS_NUMPY else self._library.encode_ordinary
+        size = sum(map(len, texts))
+        as_arrays = _HAS_NUMPY and size >= _WORTH_AN_ARRAY * len(texts)
+        ids: Callable[[str], Sequence[int] | Ids] = self._ids if as_arrays else self._library.encode_ordinary
         num_threads = thread_count(len(texts))
-        if num_threads == 1 or sum(map(len, texts)) < _WORTH_A_TASK * len(texts):
+        if num_threads == 1 or size < _WORTH_A_TASK * len(texts):
             return list(map(ids, texts))
         with ThreadPoolExecutor(num_threads) as pool:
             return list(pool.map(ids, texts))

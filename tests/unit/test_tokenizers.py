@@ -265,12 +265,12 @@ def test_nothing_in_a_text_is_special_to_the_library(loaded: dict[str, Tokenizer
         assert loaded["cl100k"].encode(each).ids.tolist() == library.encode_ordinary(each)
 
 
-def test_ids_are_the_same_from_a_library_that_makes_lists(
-    loaded: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = [each.ids.tolist() for each in loaded["qwen"].encode_batch(AWKWARD)]
-    monkeypatch.setattr(tiktoken_file, "_HAS_NUMPY", False)
-    assert [each.ids.tolist() for each in loaded["qwen"].encode_batch(AWKWARD)] == expected
+def test_ids_are_the_same_in_lists_and_in_arrays(loaded: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[list[list[int]]] = []
+    for smallest in (0, 10**9):
+        monkeypatch.setattr(tiktoken_file, "_WORTH_AN_ARRAY", smallest)
+        found.append([each.ids.tolist() for each in loaded["qwen"].encode_batch(AWKWARD)])
+    assert found[0] == found[1]
 
 
 def test_ids_can_be_written_to(tokenizer: Tokenizer) -> None:
