@@ -107,10 +107,9 @@ class IndexedReader:
         for path in (index, tokens):
             if not path.is_file():
                 raise DataError(f"expected a file {path}, found none; prepare the data again")
-        self.dtype, self.lengths, pointers, self.documents = _read_index(index)
+        self.dtype, self.lengths, self._starts, self.documents = _read_index(index)
         self._tokens = _map(tokens, self.dtype)
-        self._starts: NDArray[np.int64] = pointers // self.dtype.itemsize
-        if len(pointers) and (self._starts + self.lengths).max() > len(self._tokens):
+        if (self._starts > np.int64(len(self._tokens)) - self.lengths).any():
             raise DataError(
                 f"{tokens} is cut short: {index.name} expects more tokens than it holds; prepare the data again"
             )
@@ -124,6 +123,7 @@ class IndexedReader:
 
 
 def _read_index(path: Path) -> tuple[np.dtype[Any], NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """The dtype, and of each sequence the length and the first token's place; the first sequence of each document."""
     content = _map(path, np.dtype("u1"))
     if len(content) < HEADER.size or content[: len(MAGIC)].tobytes() != MAGIC:
         raise DataError(f"{path} is not an index of Megatron's indexed dataset format; prepare the data again")
@@ -139,7 +139,33 @@ def _read_index(path: Path) -> tuple[np.dtype[Any], NDArray[np.int32], NDArray[n
     lengths = np.frombuffer(content, dtype="<i4", count=sequences, offset=HEADER.size)
     pointers = np.frombuffer(content, dtype="<i8", count=sequences, offset=HEADER.size + lengths.nbytes)
     bounds = np.frombuffer(content, dtype="<i8", count=documents, offset=HEADER.size + lengths.nbytes + pointers.nbytes)
-    return DTYPES[code], lengths, pointers, bounds
+    dtype = DTYPES[code]
+    starts = pointers // dtype.itemsize
+    _check_sequences(path, lengths, pointers, starts * dtype.itemsize)
+    _check_documents(path, bounds, sequences)
+    return dtype, lengths, starts, bounds
+
+
+def _check_sequences(
+    path: Path, lengths: NDArray[np.int32], pointers: NDArray[np.int64], whole_pointers: NDArray[np.int64]
+) -> None:
+    """Raise DataError for a sequence that cannot be one. whole_pointers: the same, rounded down to whole tokens."""
+    bad = (lengths < 0) | (pointers < 0) | (pointers != whole_pointers)
+    if bad.any():
+        i = int(bad.argmax())
+        raise DataError(
+            f"{path} is damaged: sequence {i + 1} has {lengths[i]} tokens from byte {pointers[i]} on, where no "
+            "sequence can be; prepare the data again"
+        )
+
+
+def _check_documents(path: Path, bounds: NDArray[np.int64], sequences: int) -> None:
+    """Raise DataError unless the documents are the sequences, each once and in order."""
+    if not len(bounds) or bounds[0] != 0 or bounds[-1] != sequences or (bounds[1:] < bounds[:-1]).any():
+        raise DataError(
+            f"{path} is damaged: expected documents that never go back, from sequence 0 to {sequences}, the last; "
+            "prepare the data again"
+        )
 
 
 def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -5,10 +5,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nemo_xtoken.data.indexed import IndexedReader, IndexedWriter, bin_path, idx_path, token_dtype
+from nemo_xtoken.data.indexed import (
+    HEADER,
+    MAGIC,
+    VERSION,
+    IndexedReader,
+    IndexedWriter,
+    bin_path,
+    idx_path,
+    token_dtype,
+)
 from nemo_xtoken.errors import DataError
 
 DOCUMENTS = [[1, 2, 3], [], [65_499], list(range(1000)), [7]]
+LENGTHS, POINTERS, BOUNDS = (HEADER.size + size * len(DOCUMENTS) for size in (0, 4, 12))
+"""Where the tables of their index begin."""
 
 
 def write(prefix: Path, dtype: str, documents: list[list[int]] = DOCUMENTS) -> Path:
@@ -82,10 +93,25 @@ def test_a_damaged_index_is_refused(tmp_path: Path) -> None:
         (good[:9] + b"\x02" + good[10:], "version 2"),
         (good[:17] + b"\x09" + good[18:], "dtype code 9"),
         (good[:-1], "is cut short"),
+        (changed(good, LENGTHS + 4 * 2, "<i4", -5), r"tokens\.idx is damaged: sequence 3 has -5 tokens"),
+        (changed(good, POINTERS + 8 * 3, "<i8", -400), r"damaged: sequence 4 has 1000 tokens from byte -400 on"),
+        (changed(good, POINTERS + 8 * 3, "<i8", 3), r"damaged: sequence 4 has 1000 tokens from byte 3 on"),
+        (changed(good, POINTERS + 8 * 4, "<i8", 1 << 40), r"tokens\.bin is cut short"),
+        (changed(good, POINTERS + 8 * 4, "<i8", (1 << 63) - 4), r"tokens\.bin is cut short"),
+        (changed(good, BOUNDS, "<i8", 1), r"damaged: expected documents that never go back, from sequence 0 to 5"),
+        (changed(good, BOUNDS + 8 * 3, "<i8", 1), "damaged: expected documents that never go back"),
+        (changed(good, BOUNDS + 8 * 3, "<i8", 1000), "damaged: expected documents that never go back"),
+        (changed(good, BOUNDS + 8 * 5, "<i8", 4), "damaged: expected documents that never go back"),
+        (HEADER.pack(MAGIC, VERSION, 4, 0, 0), "damaged: expected documents that never go back"),
     ):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=message):
             IndexedReader(tmp_path / "tokens")
+
+
+def changed(index: bytes, offset: int, dtype: str, value: int) -> bytes:
+    number = np.array(value, dtype).tobytes()
+    return index[:offset] + number + index[offset + len(number) :]
 
 
 def test_tokens_that_were_cut_short_are_refused(tmp_path: Path) -> None:
