@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +62,17 @@ class ArrowFile:
 
     def scan(self, path: Path, slice_bytes: int) -> Scan:
         """See `SourceFormat.scan`."""
-        with pyarrow("pyarrow", path).memory_map(str(path)) as file:
-            batches = [(batch.nbytes, batch.num_rows) for batch in _stream(file, path)]
+        with _damage_of(path), pyarrow("pyarrow", path).memory_map(str(path)) as file:
+            batches = [(batch.nbytes, batch.num_rows) for batch in map(_checked, _stream(file, path))]
         sizes, rows = [size for size, _ in batches], [count for _, count in batches]
         return Scan(hash_file(path), cut_units(path, sizes, rows, slice_bytes))
 
     def read(self, part: Slice, fields: Fields) -> Iterator[SourceDocument | BadDocument]:
         """A document a row; see `SourceFormat.read`."""
-        with pyarrow("pyarrow", part.path).memory_map(str(part.path)) as file:
+        with _damage_of(part.path), pyarrow("pyarrow", part.path).memory_map(str(part.path)) as file:
             stream = _stream(file, part.path)
             _check_columns(stream.schema.names, fields, part.path)
-            batches = [batch for i, batch in enumerate(stream) if part.start <= i < part.stop]
+            batches = [_checked(batch) for i, batch in enumerate(stream) if part.start <= i < part.stop]
             rows = sum(batch.num_rows for batch in batches)
             smaller = (batch.slice(at, BATCH_ROWS) for batch in batches for at in range(0, len(batch), BATCH_ROWS))
             yield from _documents(smaller, rows, part, fields)
@@ -82,14 +83,33 @@ def _parquet(path: Path) -> Any:
     try:
         return parquet.ParquetFile(path)
     except pyarrow("pyarrow", path).ArrowException as error:
-        raise DataError(f"{path} is not a Parquet file, or damaged: {str(error).partition('.')[0]}") from error
+        raise DataError(f"{path} is not a Parquet file, or damaged: {_first_sentence(error)}") from error
 
 
 def _stream(file: Any, path: Path) -> Any:
     try:
         return pyarrow("pyarrow.ipc", path).open_stream(file)
     except pyarrow("pyarrow", path).ArrowException as error:
-        raise DataError(f"{path} is not an Arrow stream file, or damaged: {str(error).partition('.')[0]}") from error
+        raise DataError(f"{path} is not an Arrow stream file, or damaged: {_first_sentence(error)}") from error
+
+
+def _checked(batch: Any) -> Any:
+    """The batch, whose buffers are as long as it needs: pyarrow itself reads past the end of others."""
+    batch.validate()
+    return batch
+
+
+@contextmanager
+def _damage_of(path: Path) -> Generator[None]:
+    """Raises DataError for what pyarrow finds wrong."""
+    try:
+        yield
+    except pyarrow("pyarrow", path).ArrowException as error:
+        raise DataError(f"{path} is damaged: {_first_sentence(error)}; get the file again") from error
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
 
 
 def _check_columns(names: list[str], fields: Fields, path: Path) -> None:
@@ -116,17 +136,27 @@ def _documents(
                     yield BadDocument(str(error), file_bytes)
                 number += 1
     except arrow.ArrowException as error:
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"{part.path} is damaged at or after row {number}: {reason}") from error
+        raise DataError(f"{part.path} is damaged at or after row {number}: {_first_sentence(error)}") from error
 
 
 def _column(batch: Any, key: str, arrow: Any) -> list[object]:
     """Values of a column; of text the bytes, since wrong UTF-8 in one row would fail them all."""
     column = batch.column(batch.schema.get_field_index(key))
-    if arrow.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    is_text = arrow.types.is_string(column.type) or arrow.types.is_large_string(column.type)
-    return (column.cast(arrow.large_binary()) if is_text else column).to_pylist()
+    if not arrow.types.is_dictionary(column.type):
+        return _whole_values(column, arrow).to_pylist()
+    values = _whole_values(column.dictionary, arrow)
+    return arrow.DictionaryArray.from_arrays(column.indices, values).dictionary_decode().to_pylist()
+
+
+def _whole_values(column: Any, arrow: Any) -> Any:
+    """A column, of text as bytes, none of whose values lies outside of it; to look costs a hundredth of reading them.
+    Raises ArrowException."""
+    if arrow.types.is_string(column.type):
+        column = column.cast(arrow.binary())
+    elif arrow.types.is_large_string(column.type):
+        column = column.cast(arrow.large_binary())
+    column.validate(full=True)
+    return column
 
 
 def _text(value: object, key: str, place: str) -> str:

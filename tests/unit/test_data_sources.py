@@ -47,7 +47,7 @@ def write_parquet(path: Path, table: dict[str, list[Any]], rows_per_group: int =
     return path
 
 
-def write_dataset(folder: Path, table: dict[str, list[Any]], rows_per_batch: int = 7) -> Path:
+def write_dataset(folder: Path, table: dict[str, Any], rows_per_batch: int = 7) -> Path:
     """The layout that the datasets library saves to disk."""
     arrow, ipc = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.ipc")
     folder.mkdir()
@@ -154,6 +154,63 @@ def test_one_row_that_is_not_utf_8_does_not_fail_the_others(tmp_path: Path) -> N
     good, bad, other = texts(read(path))
     assert (good, other) == ("good", "also good")
     assert "row 2 is not UTF-8 at byte 1" in bad
+
+
+def text_column(content: bytes, *ends: int) -> Any:
+    arrow = pytest.importorskip("pyarrow")
+    buffers = [None, arrow.py_buffer(np.array([0, *ends], np.int32).tobytes()), arrow.py_buffer(content)]
+    return arrow.Array.from_buffers(arrow.string(), len(ends), buffers)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "reason"),
+    [
+        ([0, 3, 6, 1 << 30], "is damaged: .*"),
+        ([0, 1 << 30, 6, 11], "is damaged at or after row 1: .*"),
+        ([0, 6, 3, 11], "is damaged at or after row 1: .*"),
+        ([1, 1 << 30, 0, 2], "is damaged at or after row 1: .*"),
+    ],
+    ids=["last end", "end inside", "end before the start", "code"],
+)
+def test_a_table_whose_values_lie_outside_of_it_is_damaged(tmp_path: Path, damaged: list[int], reason: str) -> None:
+    """pyarrow itself ends the process with a segmentation fault."""
+    arrow = pytest.importorskip("pyarrow")
+    good, codes = write_jsonl(tmp_path / "good.jsonl", TEXTS), arrow.array([1, 0, 0, 2], arrow.int32())
+    texts = text_column(b"onetwothree", 3, 6, 11)
+    is_coded = damaged[0] == 1
+    column = arrow.DictionaryArray.from_arrays(codes, texts) if is_coded else texts
+    (path,) = find_sources([write_dataset(tmp_path / "d", {"text": column})])
+    right = [1, 0, 0, 2] if is_coded else [0, 3, 6, 11]
+    before, after = (np.array(numbers, "<i4").tobytes() for numbers in (right, damaged))
+    assert path.read_bytes().count(before) == 1
+    path.write_bytes(path.read_bytes().replace(before, after))
+    with pytest.raises(DataError, match=rf"\.arrow {reason}") as caught:
+        prepare([tmp_path / "d"], tmp_path / "out", FakeTokenizer(), None)
+    assert "\n" not in str(caught.value)
+    manifest = prepare([good, tmp_path / "d"], tmp_path / "out", FakeTokenizer(), None, on_error="skip")
+    assert (manifest.documents, manifest.skipped_documents) == (len(TEXTS) - 1, 1)
+
+
+def test_a_dataset_file_that_is_cut_short_is_refused_in_one_line(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "d", {"text": TEXTS})
+    (path,) = find_sources([folder])
+    content = path.read_bytes()
+    for length in range(0, len(content) - 8, 97):
+        path.write_bytes(content[:length])
+        with pytest.raises(DataError, match=r"\.arrow(: | is )") as caught:
+            prepare([folder], tmp_path / "out", FakeTokenizer(), None)
+        assert "\n" not in str(caught.value)
+
+
+def test_coded_texts_are_read_with_bad_and_missing_ones_apart(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    values = text_column(b"ab\xff", 1, 3)
+    column = arrow.DictionaryArray.from_arrays(arrow.array([0, 1, None, 0]), values)
+    (path,) = find_sources([write_dataset(tmp_path / "d", {"text": column})])
+    first, bad, missing, last = texts(read(path))
+    assert (first, last) == ("a", "a")
+    assert "row 2 is not UTF-8 at byte 1" in bad
+    assert "row 3: expected a string" in missing
 
 
 def test_a_dataset_of_several_splits_asks_for_one(tmp_path: Path) -> None:
