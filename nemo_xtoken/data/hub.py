@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from huggingface_hub import HfApi
 
+from nemo_xtoken.data.reading import listed
 from nemo_xtoken.errors import DataError
 
 _NAME = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<begin>.+))?")
@@ -37,7 +38,9 @@ def fetch(source: str, suffixes: Sequence[str]) -> list[Path]:
         files = sorted(file.rfilename for file in info.siblings or () if file.rfilename.startswith(begin))
         chosen = [file for file in files if file.endswith(tuple(suffixes))]
         if not chosen:
-            raise DataError(f"{source}: expected files with {', '.join(suffixes)}, the dataset has {_listed(files)}")
+            raise DataError(
+                f"{source}: expected files with {', '.join(suffixes)}, the dataset has {listed(files) or 'none there'}"
+            )
         return [Path(api.hf_hub_download(name, file, repo_type="dataset", revision=info.sha)) for file in chosen]
     except DataError:
         raise
@@ -46,7 +49,3 @@ def fetch(source: str, suffixes: Sequence[str]) -> list[Path]:
         raise DataError(
             f"{source} could not be had from the Hugging Face hub ({reason[0]}); download it and give its path"
         ) from None
-
-
-def _listed(files: Sequence[str]) -> str:
-    return ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "") if files else "none there"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -14,6 +14,9 @@ from numpy.typing import ArrayLike
 from nemo_xtoken.errors import DataError
 from nemo_xtoken.tokenizers.protocol import Tokenizer
 from nemo_xtoken.types import Encoding
+
+MOST_NAMES, MOST_CHARACTERS = 10, 300
+"""What a message lists of keys, columns or files."""
 
 
 class SourceDocument(NamedTuple):
@@ -83,6 +86,13 @@ class SourceFormat(Protocol):
     def read(self, part: Slice, fields: Fields) -> Iterator[SourceDocument | BadDocument]:
         """The documents of a slice, in order; empty ones too."""
         ...
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message: the first ones, if there are many or long ones."""
+    text = ", ".join(names[:MOST_NAMES])
+    text = text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + "..."
+    return text + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
 
 
 def hash_file(path: Path) -> str:

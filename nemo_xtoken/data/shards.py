@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from nemo_xtoken.data.manifest import SourceFile
 from nemo_xtoken.data.reading import Slice
-from nemo_xtoken.data.sources import format_of, unreadable
+from nemo_xtoken.data.sources import unreadable, usable_format
 from nemo_xtoken.errors import DataError
 
 SHARD_BYTES = 1 << 20
@@ -40,13 +40,11 @@ class Work(NamedTuple):
 
 def cut_sources(files: Sequence[Path], on_error: Callable[[str], None], threads: int) -> Work:
     """Read every file once, hash it and cut the text into shards. `on_error` may raise, or let the file be left out."""
-    slice_bytes = max(SHARD_BYTES, sum(file.stat().st_size for file in files) // MOST_SHARDS)
+    slice_bytes = max(SHARD_BYTES, sum(map(_size, files)) // MOST_SHARDS)
 
     def scan(file: Path) -> tuple[SourceFile, list[Slice]] | str:
-        kind = format_of(file)
-        assert kind is not None
         try:
-            sha256, slices = kind.scan(file, slice_bytes)
+            sha256, slices = usable_format(file).scan(file, slice_bytes)
             return SourceFile(path=str(file), bytes=file.stat().st_size, sha256=sha256), slices
         except (DataError, OSError) as error:
             return str(error) if isinstance(error, DataError) else unreadable(file, error)
@@ -63,6 +61,14 @@ def cut_sources(files: Sequence[Path], on_error: Callable[[str], None], threads:
             sources.append(result[0])
             slices += result[1]
     return Work(tuple(sources), _grouped(slices, slice_bytes), refused)
+
+
+def _size(file: Path) -> int:
+    """Bytes of a file; 0 where that cannot be told, which is refused when it is read."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def _grouped(slices: Sequence[Slice], shard_bytes: int) -> list[Shard]:

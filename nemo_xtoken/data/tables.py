@@ -17,6 +17,7 @@ from nemo_xtoken.data.reading import (
     cut_units,
     decode_utf8,
     hash_file,
+    listed,
 )
 from nemo_xtoken.data.text_files import text_value
 from nemo_xtoken.errors import DataError, UnavailableError
@@ -115,7 +116,7 @@ def _first_sentence(error: Exception) -> str:
 def _check_columns(names: list[str], fields: Fields, path: Path) -> None:
     for key in (fields.text_key, fields.prompt_key):
         if key is not None and key not in names:
-            raise DataError(f'{path} has no column "{key}" (its columns: {", ".join(names)}); pass another key')
+            raise DataError(f'{path} has no column "{key}" (its columns: {listed(names)}); pass another key')
 
 
 def _documents(

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from nemo_xtoken.data.reading import BadDocument, Fields, Scan, Slice, SourceDocument, decode_utf8, hash_file
+from nemo_xtoken.data.reading import BadDocument, Fields, Scan, Slice, SourceDocument, decode_utf8, hash_file, listed
 from nemo_xtoken.errors import DataError
 
 BLOCK_BYTES = 1 << 20
@@ -168,6 +168,6 @@ def _record(line: str, text_key: str, place: str) -> dict[str, Any]:
 
 def _value(record: dict[str, Any], key: str, place: str) -> str:
     if record.get(key) is None:
-        keys = ", ".join(record) or "none"
+        keys = listed(list(record)) or "none"
         raise DataError(f'{place} has no text under the key "{key}" (its keys: {keys}); pass another key')
     return text_value(record[key], key, place)

@@ -398,6 +398,32 @@ def test_a_file_that_cannot_be_read_is_left_out_and_counted(tmp_path: Path) -> N
     assert [Path(source.path) for source in manifest.sources] == [good]
 
 
+def test_a_folder_that_cannot_be_listed_is_left_out_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "all" / "locked").mkdir(parents=True)
+    (tmp_path / "all" / "half" / "v1.0").mkdir(parents=True)
+    for name in ("good.jsonl", "locked/hidden.jsonl", "half/hidden.jsonl", "half/v1.0/hidden.jsonl"):
+        write_jsonl(tmp_path / "all" / name, TEXTS)
+    (tmp_path / "all" / "locked").chmod(0)
+    (tmp_path / "all" / "half").chmod(0o444)
+    in_a_process_without_rights(tmp_path, prepare_beside_locked_folders, tmp_path / "all")
+    manifest = Manifest.load(tmp_path / "own" / "out")
+    assert (manifest.documents, manifest.skipped_documents) == (len(TEXTS) - 1, 3)
+    places = ("half/hidden.jsonl", "half/v1.0", "locked")
+    assert manifest.skipped_examples == tuple(
+        f"cannot read {tmp_path}/all/{name}: Permission denied" for name in places
+    )
+
+
+def prepare_beside_locked_folders(folder: Path, everything: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read .*half/hidden\.jsonl: Permission denied"):
+        prepare([everything], folder / "out", FakeTokenizer(), None)
+    with pytest.raises(DataError, match=r"cannot read .*locked: Permission denied"):
+        prepare([everything / "locked"], folder / "out", FakeTokenizer(), None)
+    with pytest.raises(DataError, match=r"cannot read .*locked/x\.jsonl: Permission denied"):
+        prepare([everything / "locked" / "x.jsonl"], folder / "out", FakeTokenizer(), None)
+    prepare([everything], folder / "out", FakeTokenizer(), None, on_error="skip")
+
+
 def prepare_beside_a_locked_file(folder: Path, good: Path, locked: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*locked\.jsonl: Permission denied"):
         prepare([good, locked], folder / "out", FakeTokenizer(), None)
@@ -439,6 +465,57 @@ def test_a_file_that_is_gone_or_a_pipe_before_it_is_read_is_left_out_and_counted
     os.mkfifo(gone)
     with pytest.raises(DataError, match=r"gone\.jsonl is no regular file"):
         prepare([good, gone], tmp_path / "out", FakeTokenizer(), None)
+
+
+def test_links_in_a_folder_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "all" / "sub").mkdir(parents=True)
+    for name in ("all/a.txt", "all/sub/b.txt", "elsewhere/deep/c.txt", "elsewhere/d.txt"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "all" / "folder").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "all" / "file.txt").symlink_to(tmp_path / "elsewhere" / "d.txt")
+    (tmp_path / "all" / "sub" / "itself").symlink_to(tmp_path / "all" / "sub")
+    (tmp_path / "elsewhere" / "deep" / "back").symlink_to(tmp_path / "all")
+    found = [str(path.relative_to(tmp_path / "all")) for path in find_sources([tmp_path / "all"])]
+    assert found == ["a.txt", "file.txt", "folder/d.txt", "folder/deep/c.txt", "sub/b.txt"]
+
+
+def test_what_is_no_file_in_a_folder_is_left_out_and_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "all"
+    (folder / "folder.txt").mkdir(parents=True)
+    write_jsonl(folder / "good.jsonl", TEXTS)
+    for name in ("gone.txt", "gone", "gone.csv"):
+        (folder / name).symlink_to(tmp_path / "nowhere")
+    (folder / "turning.txt").symlink_to(folder / "turning.txt")
+    os.mkfifo(folder / "pipe.jsonl")
+    with pytest.raises(DataError, match=r"cannot read .*/gone: No such file or directory"):
+        prepare([folder], tmp_path / "out", FakeTokenizer(), None)
+    manifest = prepare([folder], tmp_path / "out", FakeTokenizer(), None, on_error="skip")
+    assert (manifest.documents, manifest.skipped_documents) == (len(TEXTS) - 1, 4)
+    reasons = "\n".join(manifest.skipped_examples)
+    for reason in ("gone.txt: No such", "turning.txt: Too many levels", "pipe.jsonl is no regular file"):
+        assert reason in reasons
+
+
+def test_a_file_that_a_dataset_on_disk_lacks_is_left_out_and_counted(tmp_path: Path) -> None:
+    good, folder = write_jsonl(tmp_path / "good.jsonl", TEXTS), write_dataset(tmp_path / "d", {"text": TEXTS})
+    (path,) = find_sources([folder])
+    path.unlink()
+    with pytest.raises(DataError, match=r"cannot read .*\.arrow: No such file or directory"):
+        prepare([good, folder], tmp_path / "out", FakeTokenizer(), None)
+    manifest = prepare([good, folder], tmp_path / "out", FakeTokenizer(), None, on_error="skip")
+    assert (manifest.documents, manifest.skipped_documents) == (len(TEXTS) - 1, 1)
+
+
+def test_of_many_keys_an_error_names_the_first(tmp_path: Path) -> None:
+    record = {f"key{i}": "x" for i in range(5_000)}
+    (tmp_path / "x.jsonl").write_text(json.dumps(record) + "\n" + json.dumps({"k" * 9_000: 1}))
+    first, second = texts(read(tmp_path / "x.jsonl"))
+    assert "(its keys: key0, key1, " in first
+    assert "key9 and 4990 more)" in first
+    assert len(second) < 600
+    (columns,) = texts(read(write_parquet(tmp_path / "x.parquet", {name: [value] for name, value in record.items()})))
+    assert "key9 and 4990 more)" in columns
 
 
 def test_a_text_that_a_tokenizer_refuses_is_skipped_alone(tmp_path: Path) -> None:
