@@ -36,11 +36,11 @@ def align(student: Encoding, teacher: Encoding) -> Chunks:
     Two neighbouring chunks meet wherever a token ends on both sides. Special tokens with the same role at the same byte
     form chunks of their own; the others are gaps, as are padding tokens. A chunk is exact if all its spans are and it
     encloses no gap. A text token without bytes belongs to the chunk of the token that follows it, at the end to the
-    last; where the other side has only special tokens, text is in no chunk. Time is linear in tokens and bytes.
+    last; where the other side has only special tokens or none, text is in no chunk. Time is linear in tokens and bytes.
     Raises AlignmentError where the two cover texts of different length.
     """
     student_size, teacher_size = _size(student), _size(teacher)
-    if student_size != teacher_size:
+    if student_size != teacher_size and len(student) and len(teacher):
         raise AlignmentError(
             f"expected two encodings of one text, got {student_size} bytes on the student's side and {teacher_size} on "
             "the teacher's; encode the same string with both tokenizers"

@@ -232,6 +232,14 @@ def test_empty_texts_have_no_chunks_but_their_special_tokens() -> None:
     assert listed(align(pieces("<bos>"), pieces("<bos>", "<eos>"))) == [Chunk((0, 1), (0, 1))]
 
 
+def test_a_side_without_tokens_has_no_chunks() -> None:
+    """As wordpiece of nothing but spaces."""
+    bare = Encoding(np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    for tokens in (pieces(" ", " "), pieces("<bos>", " ", "<eos>"), pieces("<bos>"), bare):
+        for nothing in (pieces(), bare):
+            assert listed(align(tokens, nothing)) == listed(align(nothing, tokens)) == []
+
+
 def test_texts_of_different_length_are_refused_in_one_line() -> None:
     with pytest.raises(AlignmentError, match="3 bytes on the student's side and 2") as caught:
         align(pieces("abc"), pieces("ab"))

@@ -149,6 +149,7 @@ def test_ids_without_bytes_are_equal_to_nothing() -> None:
 
 def test_nothing_is_aligned_with_nothing() -> None:
     assert listed(dp([], [])) == listed(dp(["bos"], [])) == []
+    assert listed(dp(["a", "b"], [])) == listed(dp([], ["a"] * 300)) == []
 
 
 def random_cuts(text: str, seed: int, mean: float) -> list[str]:
