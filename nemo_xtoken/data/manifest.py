@@ -6,10 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar, cast
 
 from nemo_xtoken.data.layout import MANIFEST
 from nemo_xtoken.data.teacher_names import DEFAULT_NAME
+from nemo_xtoken.data.workspace import write_durably
 from nemo_xtoken.errors import DataError
 
 SCHEMA_VERSION = 3
@@ -24,6 +26,15 @@ MOST_EXAMPLES = 10
 COUNTS = ("documents", "empty_documents", "skipped_documents", "bytes")
 TEACHER_COUNTS = ("tokens", "chunks", "one_to_one_chunks", "inexact_chunks")
 """What parts of prepared data add up to."""
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "int | None": (int, NoneType),
+    "str": (str,),
+    "str | None": (str, NoneType),
+    "bool": (bool,),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +161,7 @@ class Manifest:
         """Write `manifest.json` into the directory."""
         content = asdict(self)
         del content["reused"]
-        (directory / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_durably(directory / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, directory: Path) -> Manifest:
@@ -173,6 +184,9 @@ class Manifest:
         return _parse(cast("dict[str, Any]", content), path)
 
 
+AnyPart = TypeVar("AnyPart", Side, TeacherSide, SourceFile, Manifest)
+
+
 def _added(ours: AnySide, theirs: AnySide, names: Sequence[str]) -> AnySide:
     return replace(ours, **{name: getattr(ours, name) + getattr(theirs, name) for name in names})
 
@@ -183,14 +197,25 @@ def _parse(content: Mapping[str, Any], path: Path) -> Manifest:
             content = _with_named_teacher(content)
         _check_keys(content, path)
         nested: dict[str, Any] = {
-            "student": Side(**content["student"]),
-            "teachers": tuple(TeacherSide(**teacher) for teacher in content["teachers"]),
-            "sources": tuple(SourceFile(**source) for source in content["sources"]),
-            "skipped_examples": tuple(content["skipped_examples"]),
+            "student": _checked(Side(**content["student"])),
+            "teachers": tuple(_checked(TeacherSide(**teacher)) for teacher in content["teachers"]),
+            "sources": tuple(_checked(SourceFile(**source)) for source in content["sources"]),
+            "skipped_examples": tuple(map(str, content["skipped_examples"])),
         }
+        return _checked(Manifest(**{**content, **nested}))
     except (TypeError, KeyError) as error:
         raise DataError(f"{path} is damaged ({error}); prepare the data again") from error
-    return Manifest(**{**content, **nested})
+
+
+def _checked(made: AnyPart) -> AnyPart:
+    """A part of a manifest whose plain values are of their types. Raises TypeError."""
+    for each in fields(made):
+        kinds, value = _KINDS.get(str(each.type)), getattr(made, each.name)
+        if kinds and type(value) not in kinds:
+            raise TypeError(f"{each.name}: expected {each.type}, got {value!r}")
+        if type(value) is int and value < 0:
+            raise TypeError(f"{each.name}: expected a number of at least 0, got {value}")
+    return made
 
 
 def _with_named_teacher(content: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from nemo_xtoken.data.aligned import one_to_one_table
 from nemo_xtoken.data.indexed import IndexedReader
 from nemo_xtoken.data.layout import CHUNK_COLUMNS, DOCUMENT_COLUMNS, DOCUMENTS, STUDENT, chunks_file, teacher_file
 from nemo_xtoken.data.manifest import Manifest, TeacherSide
+from nemo_xtoken.data.workspace import write_durably
 from nemo_xtoken.errors import DataError
 from nemo_xtoken.types import Chunks
 
@@ -78,7 +80,7 @@ class PreparedData:
             PreparedTeacher(side, path, number, self._student) for number, side in enumerate(manifest.teachers)
         )
         self.student_lengths = self._student.lengths.astype(np.int64)
-        self.document_bytes, self.loss_starts, self.loss_bytes = _load_documents(path / DOCUMENTS)
+        self.document_bytes, self.loss_starts, self.loss_bytes = np.ascontiguousarray(load_documents(path).T)
         self._check_counts()
 
     @classmethod
@@ -117,10 +119,25 @@ class PreparedData:
             )
 
 
-def _load_documents(path: Path) -> NDArray[np.int64]:
-    """The table of documents, [DOCUMENT_COLUMNS, documents]."""
+def save_documents(directory: Path, table: NDArray[np.int64]) -> None:
+    """Write the table of documents, [documents, DOCUMENT_COLUMNS]."""
+    content = io.BytesIO()
+    np.save(content, table)
+    write_durably(directory / DOCUMENTS, content.getvalue())
+
+
+def load_documents(directory: Path) -> NDArray[np.int64]:
+    """The table of documents, [documents, DOCUMENT_COLUMNS]. Raises DataError for a missing or damaged one."""
+    path = directory / DOCUMENTS
     try:
-        table: NDArray[np.int64] = np.load(path, allow_pickle=False)
-        return np.ascontiguousarray(table.reshape(-1, DOCUMENT_COLUMNS).T)
+        with path.open("rb") as file:
+            table: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}; prepare the data again") from error
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"cannot read {path}: {reason}; prepare the data again") from error
+    if table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != DOCUMENT_COLUMNS:
+        raise DataError(
+            f"{path} holds {table.dtype} numbers of shape {table.shape}; expected int64 of shape "
+            f"(documents, {DOCUMENT_COLUMNS}); prepare the data again"
+        )
+    return table

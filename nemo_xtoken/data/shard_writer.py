@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_xtoken.data.aligned import AlignedDocument, AlignedTeacher, align_documents
 from nemo_xtoken.data.indexed import IndexedWriter, token_dtype
-from nemo_xtoken.data.layout import DOCUMENT_COLUMNS, DOCUMENTS, STUDENT, chunks_file, teacher_file
+from nemo_xtoken.data.layout import DOCUMENT_COLUMNS, STUDENT, chunks_file, teacher_file
 from nemo_xtoken.data.manifest import MOST_EXAMPLES, Manifest
+from nemo_xtoken.data.prepared import load_documents, save_documents
 from nemo_xtoken.data.reading import BadDocument, Fields, SourceDocument
 from nemo_xtoken.data.shards import Shard
 from nemo_xtoken.data.sources import read_slice
@@ -80,7 +82,7 @@ def merge(parts: Sequence[Path], directory: Path, empty: Manifest) -> Manifest:
         with IndexedWriter(directory / name, dtype) as writer:
             for part in parts:
                 writer.append(part / name)
-    np.save(directory / DOCUMENTS, np.concatenate([np.load(part / DOCUMENTS) for part in parts]))
+    save_documents(directory, np.concatenate([load_documents(part) for part in parts]))
     manifest = empty
     for part in parts:
         manifest = manifest.plus(Manifest.load(part))
@@ -121,7 +123,7 @@ class _Files:
         self._writers = {
             name: stack.enter_context(IndexedWriter(directory / name, dtype)) for name, dtype in _dtypes(empty).items()
         }
-        stack.callback(lambda: np.save(directory / DOCUMENTS, self._table()))
+        stack.callback(lambda: save_documents(directory, self._table()))
         self._student_tokens = self._bytes = 0
         self._teachers = list(empty.teachers)
         self.empty_documents = self.skipped_documents = 0
@@ -168,5 +170,5 @@ class _Files:
             bytes=self._bytes,
         )
 
-    def _table(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _table(self) -> NDArray[np.int64]:
         return np.array(self._documents, dtype=np.int64).reshape(-1, DOCUMENT_COLUMNS)

@@ -18,6 +18,23 @@ WHOLE = "whole"
 TEMPORARY = ".tmp"
 
 
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file that a power loss leaves whole once this returns; its name needs `sync_directory`."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Put the names in a directory on the disk, so that no power loss takes them back."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class Workspace:
     """Parts that were finished, each under its number, and the whole before it takes the place of `out`."""
 
@@ -34,6 +51,7 @@ class Workspace:
         temporary = self.directory / f"{number:06d}.{os.getpid()}{TEMPORARY}"
         temporary.mkdir()
         yield temporary
+        sync_directory(temporary)
         temporary.rename(self.part(number))
 
     def whole(self) -> Path:
@@ -119,7 +137,9 @@ def _clear_up(directory: Path, key: str) -> None:
 
 
 def _replace(directory: Path, out: Path) -> None:
+    sync_directory(directory / WHOLE)
     if out.exists():
         out.rename(directory / f"replaced{TEMPORARY}")
     (directory / WHOLE).rename(out)
+    sync_directory(out.parent)  # before the parts go, from which it could be made again
     shutil.rmtree(directory)

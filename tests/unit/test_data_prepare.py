@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -249,15 +250,59 @@ def test_damaged_prepared_data_is_refused(tmp_path: Path, source: Path) -> None:
         (json.dumps({**good, "student": {"spec": "x"}}), "is damaged"),
         (json.dumps({**good, "colour": "red"}), "should hold"),
         (json.dumps({**good, "documents": 7}), "different numbers of documents"),
+        (json.dumps({**good, "documents": "21"}), "is damaged .documents: expected int, got '21'.; prepare"),
+        (json.dumps({**good, "bytes": -1}), "is damaged .bytes: expected a number of at least 0, got -1"),
+        (json.dumps({**good, "teachers": [{**good["teachers"][0], "chunks": None}]}), "chunks: expected int, got None"),
+        (json.dumps({**good, "student": {**good["student"], "bos_id": "0"}}), "bos_id: expected int . None, got '0'"),
+        (json.dumps({**good, "sources": [{**good["sources"][0], "bytes": 1.5}]}), "bytes: expected int, got 1.5"),
+        (json.dumps({**good, "skipped_examples": 3}), "is damaged"),
     ):
         (out / "manifest.json").write_text(damaged)
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(DataError, match=message) as caught:
             PreparedData.open(out)
+        assert "\n" not in str(caught.value)
     (out / "manifest.json").write_text(json.dumps(good))
     assert PreparedData.open(out).manifest == Manifest.load(out)
-    (out / "documents.npy").write_bytes(b"nonsense")
-    with pytest.raises(DataError, match=r"cannot read .*documents\.npy"):
-        PreparedData.open(out)
+    table = (out / "documents.npy").read_bytes()
+    for content in (b"", b"nonsense", b"PK\x03\x04" + bytes(40), table[:60], table[:-8]):
+        (out / "documents.npy").write_bytes(content)
+        with pytest.raises(DataError, match=r"cannot read .*documents\.npy"):
+            PreparedData.open(out)
+    for numbers in (np.zeros((21, 3)), np.zeros(63, np.int64), np.zeros((21, 4), np.int64)):
+        np.save(out / "documents.npy", numbers)
+        with pytest.raises(DataError, match=r"documents\.npy holds .* numbers of shape .*; expected int64"):
+            PreparedData.open(out)
+
+
+def test_no_power_loss_leaves_data_that_is_not_whole(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All files and their directory are on the disk before it gets its name, and the name before the parts go."""
+    events: list[str] = []
+    real_fsync, real_rename, real_rmtree = os.fsync, Path.rename, shutil.rmtree
+
+    def fsync(descriptor: int) -> None:
+        events.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().relative_to(tmp_path)}")
+        real_fsync(descriptor)
+
+    def rename(self: Path, target: Path) -> Path:
+        events.append(f"name {self.relative_to(tmp_path)}")
+        return real_rename(self, target)
+
+    def rmtree(path: Path, ignore_errors: bool = False) -> None:
+        events.append(f"remove {path.relative_to(tmp_path)}")
+        real_rmtree(path, ignore_errors)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    prepare([source], tmp_path / "out", FakeTokenizer(), FakeTokenizer(2))
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+    for directory in (f".out.partial/000000.{os.getpid()}.tmp", ".out.partial/whole"):
+        named = events.index(f"name {directory}")
+        assert events[named - 1] == f"sync {directory}"
+        assert {f"sync {directory}/{name}" for name in files} <= set(events[: named - 1])
+    assert events[-2:] == ["sync .", "remove .out.partial"]
 
 
 def test_an_output_that_cannot_be_written_is_named(tmp_path: Path, source: Path) -> None:
