@@ -40,9 +40,11 @@ def align(
     ] = Aligner.EXACT,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the two rows as a page as well.")] = None,
     stats: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Count over the documents of a source instead.")
+        list[str] | None, typer.Option(metavar="FILE", help="Count over the documents of a source instead.")
     ] = None,
-    text_key: Annotated[str, typer.Option(help="With --stats: the key or column of the text.")] = "text",
+    text_key: Annotated[
+        str | None, typer.Option(show_default="text", help="With --stats: the key or column of the text.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show which tokens of two tokenizers cover the same bytes of a text, or count over a file."""
@@ -52,11 +54,13 @@ def align(
         raise typer.BadParameter("expected --stats alone, got --text, --sentence, --html or --aligner beside it.")
     if html is not None and aligner is Aligner.DP:
         raise typer.BadParameter("expected --aligner exact with --html, got dp.")
+    if text_key is not None and not stats:
+        raise typer.BadParameter("expected --text-key with --stats, got it alone.")
     content = "" if stats else read_text(text, sentence)
     with working("loading the tokenizers"):
         sides = tokenizers.load(student), tokenizers.load(teacher)
     if stats:
-        print_counts(stats, sides, text_key, json)
+        print_counts(stats, sides, text_key or "text", json)
         return
     with working("aligning"):
         encodings = sides[0].encode(content), sides[1].encode(content)
@@ -121,7 +125,7 @@ def as_dict(sides: tuple[Tokenizer, Tokenizer], encodings: tuple[Encoding, Encod
     }
 
 
-def print_counts(sources: list[Path], sides: tuple[Tokenizer, Tokenizer], text_key: str, json: bool) -> None:
+def print_counts(sources: list[str], sides: tuple[Tokenizer, Tokenizer], text_key: str, json: bool) -> None:
     """Count the chunks of whole files."""
     from nemo_xtoken.data.chunk_counts import count_chunks
 
@@ -146,6 +150,10 @@ def counts_table(counts: ChunkCounts) -> Table:
 
     for kind in KINDS:
         add(kind.replace("_", " "), getattr(counts, kind), counts.chunks, "of chunks")
+    if counts.empty_documents:
+        whole = counts.documents + counts.empty_documents
+        table.add_section()
+        add("documents without tokens, left out", counts.empty_documents, whole, "of documents")
     table.add_section()
     add("student tokens in gaps", counts.student_gaps, counts.student_tokens, "of tokens")
     add("teacher tokens in gaps", counts.teacher_gaps, counts.teacher_tokens, "of tokens")

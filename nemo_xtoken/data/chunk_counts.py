@@ -24,12 +24,14 @@ BATCH_CHARACTERS = 1 << 20
 class ChunkCounts:
     """Counts over documents, each as [bos] text [eos] on both sides. An inexact chunk is of no other kind.
 
+    empty_documents  those without tokens on one side or both, which are no `documents`
     one_to_many  chunks of one student and several teacher tokens; many_to_one the other way round
     *_gaps       tokens in no chunk
     seen         chunks that count in a loss: exact, with a predictor on both sides; *_seen_tokens in them
     """
 
     documents: int = 0
+    empty_documents: int = 0
     student_tokens: int = 0
     teacher_tokens: int = 0
     chunks: int = 0
@@ -80,7 +82,7 @@ class ChunkCounts:
 
 
 def count_chunks(
-    sources: Sequence[Path], student: Tokenizer, teacher: Tokenizer, *, text_key: str = "text"
+    sources: Sequence[str | Path], student: Tokenizer, teacher: Tokenizer, *, text_key: str = "text"
 ) -> ChunkCounts:
     """Align the documents of the sources, as `prepare` does, and count. Raises DataError for bad or empty input."""
     counts = ChunkCounts()
@@ -88,14 +90,16 @@ def count_chunks(
         for document in align_documents(batch, student, [teacher]):
             if isinstance(document, BadDocument):
                 raise DataError(document.reason)
-            if document is not None:
-                counts += ChunkCounts.of(document)
+            counts += ChunkCounts(empty_documents=1) if document is None else ChunkCounts.of(document)
     if not counts.documents:
-        raise DataError(f"expected text in {', '.join(map(str, sources))}, got none")
+        raise DataError(
+            f"expected text in {', '.join(map(str, sources))}, got none: {counts.empty_documents} documents, "
+            "all of them without tokens on one side or both"
+        )
     return counts
 
 
-def _batches(sources: Sequence[Path], student: Tokenizer, text_key: str) -> Iterator[list[SourceDocument]]:
+def _batches(sources: Sequence[str | Path], student: Tokenizer, text_key: str) -> Iterator[list[SourceDocument]]:
     batch: list[SourceDocument] = []
     held = 0
     for document in _documents(sources, Fields(text_key, None, student)):
@@ -108,7 +112,7 @@ def _batches(sources: Sequence[Path], student: Tokenizer, text_key: str) -> Iter
         yield batch
 
 
-def _documents(sources: Sequence[Path], fields: Fields) -> Iterator[SourceDocument]:
+def _documents(sources: Sequence[str | Path], fields: Fields) -> Iterator[SourceDocument]:
     work = cut_sources(find_sources(sources), _refuse, threads=1)
     for shard in work.shards:
         for part in shard.slices:

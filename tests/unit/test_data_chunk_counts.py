@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from nemo_xtoken import tokenizers
+from nemo_xtoken.cli.app import run
 from nemo_xtoken.data.aligned import AlignedDocument, AlignedTeacher
 from nemo_xtoken.data.chunk_counts import ChunkCounts, count_chunks
 from nemo_xtoken.errors import DataError
@@ -48,12 +49,31 @@ def test_files_are_counted_document_by_document(tmp_path: Path) -> None:
     path = tmp_path / "text.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     counts = count_chunks([path], student, teacher)
+    assert (counts.documents, counts.empty_documents) == (2, 1)
     assert (counts.documents, counts.student_tokens) == (2, len("the cat") + len("201") + 2)
     assert counts.one_to_one + counts.many_to_one == counts.chunks
     assert counts.student_seen_tokens == counts.student_tokens - len("the") - len("201")
     once = tmp_path / "once.txt"
     once.write_text("the cat")
     assert count_chunks([once, once], student, teacher).chunks == 2 * count_chunks([once], student, teacher).chunks
+
+
+def test_documents_without_tokens_on_a_side_are_counted_and_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("the cat", "   ", "", "201")))
+    command = ["align", "--student", "bytes", "--teacher", str(small.wordpiece(tmp_path)), "--stats", str(path)]
+    assert run([*command, "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert (counts["documents"], counts["empty_documents"]) == (2, 2)
+    assert run(command) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "documents without tokens" in line)
+    assert "2" in line
+    assert "50.00 % of" in line
+    path.write_text(json.dumps({"text": "  "}))
+    assert run(command) == 1
+    assert "got none: 1 documents, all of them without tokens" in " ".join(capsys.readouterr().err.split())
 
 
 def test_bad_and_empty_sources_are_refused(tmp_path: Path) -> None:
