@@ -35,7 +35,7 @@ def _group() -> None:
 @app.command("prepare")
 def prepare(
     inputs: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="INPUT...",
             help="Files (.txt, .jsonl, either with .gz; .parquet; Megatron's .bin with .idx), folders of text files "
@@ -52,7 +52,7 @@ def prepare(
             "teacher, teacher-2, and so on.",
         ),
     ] = None,
-    text_key: Annotated[str, typer.Option(help="The key or column of the text.")] = "text",
+    text_key: Annotated[str | None, typer.Option(show_default="text", help="The key or column of the text.")] = None,
     prompt_key: Annotated[
         str | None, typer.Option(help="The key or column of a prompt, which comes first and is not learnt.")
     ] = None,
@@ -72,6 +72,10 @@ def prepare(
     from nemo_xtoken import data, tokenizers
     from nemo_xtoken.data.teacher_names import named_values
 
+    if text_key is not None and completion_key is not None:
+        raise typer.BadParameter("expected --text-key or --completion-key, which mean the same, got both.")
+    if "" in inputs:
+        raise typer.BadParameter("expected the path of an input, got an empty one; name the current folder as .")
     specs = named_values(teacher or [], "teacher")
     with working("loading the tokenizers"):
         teachers = {name: tokenizers.load(spec) for name, spec in specs.items()}
@@ -83,7 +87,7 @@ def prepare(
             out,
             loaded,
             teachers,
-            text_key=completion_key or text_key,
+            text_key=completion_key or text_key or "text",
             prompt_key=prompt_key,
             on_error=on_error.value,
             workers=workers or len(os.sched_getaffinity(0)),

@@ -10,7 +10,7 @@ from typing import Any, cast
 from huggingface_hub import HfApi
 
 from nemo_xtoken.data.reading import listed
-from nemo_xtoken.errors import DataError
+from nemo_xtoken.errors import ConfigError, DataError
 
 _NAME = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<begin>.+))?")
 _TIMEOUT = 10.0
@@ -25,11 +25,11 @@ def fetch(source: str, suffixes: Sequence[str]) -> list[Path]:
     """The files of a dataset with one of these ends, sorted by name, from the local cache or else the hub.
 
     source  hf:OWNER/NAME[@REVISION][/BEGIN]; BEGIN is what the files' names begin with in the dataset
-    Raises DataError where the hub can't be reached or has no such files.
+    Raises ConfigError for another name, DataError where the hub can't be reached or has no such files.
     """
     match = _NAME.fullmatch(source)
     if match is None:
-        raise DataError(f"expected hf:OWNER/NAME, hf:OWNER/NAME@REVISION or either with /FOLDER, got {source!r}")
+        raise ConfigError(f"expected hf:OWNER/NAME, hf:OWNER/NAME@REVISION or either with /FOLDER, got {source!r}")
     name, revision, begin = match["name"], match["revision"], match["begin"] or ""
     try:
         # One request that isn't repeated: without a network this fails at once.

@@ -47,17 +47,18 @@ def prepare(
     counted and left out. With `prompt_key` the prompt stands before the text and is not learnt. Without a teacher only
     the student side is written, and no chunks. A teacher with the student's tokenizer has the student's tokens.
     `out` appears whole, by a rename; a run that was killed goes on where it was, with any number of workers, to the
-    same bytes. If `out` already holds this text from these tokenizers it is kept, and the manifest says `reused`.
+    same bytes. If `out` already holds this text from these tokenizers it is kept, and the manifest says `reused`;
+    where documents were skipped then and may not be now, that is an error.
     teacher      one, or several by name; the student is aligned with each
     on_error     "skip" counts documents and files that cannot be used, with the first reasons, instead of raising
     workers      processes that are forked; with 1 all is done in this one
     on_progress  called with (done, total) bytes of the source files
     Raises DataError for bad input, and where `out` holds something else and `overwrite` is False; ConfigError for names
-    that are none, and for two teachers with one tokenizer.
+    that are none, for two teachers with one tokenizer, and for an empty path.
     """
     out = Path(out)
     teachers = _by_name(teacher)
-    files = find_sources([Path(source) for source in sources])
+    files = find_sources(sources)
     _check_keys(files, prompt_key)
     refuse = _refuse if on_error == "stop" else _ignore
     work = cut_sources(files, refuse, workers)
@@ -70,8 +71,8 @@ def prepare(
         skipped_documents=len(work.refused),
         skipped_examples=tuple(work.refused[:MOST_EXAMPLES]),
     )
-    existing = _existing(out)
-    if existing is not None and existing.same_inputs(empty):
+    existing = _reusable(out, empty, on_error, overwrite)
+    if existing is not None:
         logger.info("%s already holds this text from these tokenizers; it is reused", out)
         clear_up_after(out)
         return replace(existing, reused=True)
@@ -141,12 +142,30 @@ def _teacher_side(name: str, tokenizer: Tokenizer, student: Tokenizer) -> Teache
     return TeacherSide(**vars(_side(tokenizer)), name=name, shares_student_tokens=is_same(tokenizer, student))
 
 
-def _existing(out: Path) -> Manifest | None:
-    """The manifest of what `out` holds; None for nothing, and for what cannot be opened."""
+def _reusable(out: Path, empty: Manifest, on_error: OnError, overwrite: bool) -> Manifest | None:
+    """The manifest of what `out` holds, if this is it already. Raises DataError where it lacks what may not be skipped.
+
+    What cannot be opened is none.
+    """
     try:
-        return PreparedData.open(out).manifest
+        existing = PreparedData.open(out).manifest
     except DataError:
         return None
+    if not existing.same_inputs(empty):
+        return None
+    if existing.skipped_documents and on_error == "stop":
+        if overwrite:
+            return None
+        raise DataError(
+            f"{out} holds this text without {existing.skipped_documents} documents or files that could not be used, "
+            f"{_first_of(existing)}; take it as it is with on_error skip, or mend the sources and pass overwrite"
+        )
+    return existing
+
+
+def _first_of(manifest: Manifest) -> str:
+    """The first reason for what was skipped, for a message."""
+    return f"the first: {manifest.skipped_examples[0]}" if manifest.skipped_examples else "for reasons not kept"
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
@@ -218,7 +237,11 @@ def _merge(place: Workspace, num_shards: int, empty: Manifest) -> Manifest:
         places = ", ".join(source.path for source in empty.sources) or "any of the sources"
         raise DataError(
             f"expected text in {places}, got {manifest.empty_documents} documents, all of them empty"
-            + (f", and {manifest.skipped_documents} that could not be used" if manifest.skipped_documents else "")
+            + (
+                f", and {manifest.skipped_documents} that could not be used, {_first_of(manifest)}"
+                if manifest.skipped_documents
+                else ""
+            )
         )
     manifest.save(directory)
     return manifest

@@ -31,16 +31,19 @@ FORMATS: dict[str, SourceFormat] = {**IN_FOLDERS, ".arrow": ArrowFile(), ".bin":
 EXPECTED = ".txt, .jsonl (or either with .gz), .parquet, .bin with its .idx, or a Hugging Face dataset on disk"
 
 
-def find_sources(paths: Sequence[Path]) -> list[Path]:
+def find_sources(paths: Sequence[str | Path]) -> list[Path]:
     """The files that the paths name, in order.
 
     hf:OWNER/NAME stands for the text files and tables of a dataset on the hub, which are fetched; see `hub.fetch`. A
     Hugging Face dataset on disk stands for its Arrow files; any other folder for all text files and tables below it,
     sorted by path; a `.bin`, its `.idx` or the prefix of both for both. Links are followed. What cannot be read is
-    among them, such as a folder that cannot be listed: see `usable_format`. Raises DataError for what is no source.
+    among them, such as a folder that cannot be listed: see `usable_format`. Raises DataError for what is no source,
+    ConfigError for an empty path.
     """
+    if "" in paths:
+        raise ConfigError("expected the path of a source, got an empty one; name the current folder as .")
     found: list[Path] = []
-    for path in paths:
+    for path in map(Path, paths):
         if hub.is_hub_name(path):
             found += hub.fetch(str(path), list(IN_FOLDERS))
         else:
@@ -52,7 +55,7 @@ def find_sources(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def part_of(paths: Sequence[Path], part: str) -> list[Path]:
+def part_of(paths: Sequence[str | Path], part: str) -> list[Path]:
     """Every N-th of the sources that the paths name, from the I-th on, for `part` I/N counted from 0: what one job
     of an array prepares.
 

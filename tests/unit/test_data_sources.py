@@ -16,7 +16,7 @@ from nemo_xtoken.data import Manifest, PreparedData, prepare
 from nemo_xtoken.data.indexed import DTYPE_CODES, HEADER, MAGIC, VERSION, IndexedWriter, idx_path
 from nemo_xtoken.data.reading import BadDocument, Fields, Slice, SourceDocument
 from nemo_xtoken.data.sources import find_sources, format_of, read_slice
-from nemo_xtoken.errors import DataError, UnavailableError
+from nemo_xtoken.errors import ConfigError, DataError, UnavailableError
 from tests.fake_tokenizers import FakeTokenizer, random_texts, write_jsonl
 from tests.small_tokenizers import LIKE_LLAMA, rank_file, sentencepiece_file, wordpiece
 
@@ -330,6 +330,8 @@ def test_bad_text_files_and_paths_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=message):
             prepare(sources, tmp_path / "out", FakeTokenizer(), None)
+    with pytest.raises(ConfigError, match=r"the path of a source, got an empty one; name the current folder as \."):
+        prepare([""], tmp_path / "out", FakeTokenizer(), None)
 
 
 @pytest.fixture
@@ -362,7 +364,19 @@ def test_with_skip_bad_documents_are_counted_and_the_others_kept(tmp_path: Path,
     assert len(manifest.skipped_examples) == 9
     for reason in [*bad_sources, 'line 3 has no text under the key "text" (its keys: body)', "line 2 is not JSON"]:
         assert reason in reasons or reason == "line 1"
-    assert prepare(paths, tmp_path / "out", FakeTokenizer(), FakeTokenizer(2)).reused
+    assert prepare(paths, tmp_path / "out", FakeTokenizer(), FakeTokenizer(2), on_error="skip").reused
+
+
+def test_what_was_prepared_without_bad_documents_is_not_taken_for_all_of_the_text(tmp_path: Path) -> None:
+    path, sides = tmp_path / "x.jsonl", (FakeTokenizer(), FakeTokenizer(2))
+    path.write_bytes(ROWS + b"\n{\n")
+    prepare([path], tmp_path / "out", *sides, on_error="skip")
+    message = r"without 1 documents .*, the first: .*line 2 is not JSON: .*; take it as it is with on_error skip"
+    with pytest.raises(DataError, match=message):
+        prepare([path], tmp_path / "out", *sides)
+    with pytest.raises(DataError, match=r"line 2 is not JSON: Expecting"):
+        prepare([path], tmp_path / "out", *sides, overwrite=True)
+    assert prepare([path], tmp_path / "out", *sides, on_error="skip", overwrite=True).reused
 
 
 def test_with_stop_each_of_them_is_an_error(tmp_path: Path, bad_sources: dict[str, Path]) -> None:
@@ -382,7 +396,9 @@ def test_only_the_first_reasons_are_kept(tmp_path: Path) -> None:
 
 def test_nothing_but_bad_documents_is_an_error_even_with_skip(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(b"{\n" * 3)
-    with pytest.raises(DataError, match="got 0 documents, all of them empty, and 3 that could not be used"):
+    with pytest.raises(
+        DataError, match=r"got 0 documents, .* and 3 that could not be used, the first: .* 1 is not JSON"
+    ):
         prepare([tmp_path / "x.jsonl"], tmp_path / "out", FakeTokenizer(), None, on_error="skip")
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 

@@ -79,3 +79,24 @@ def test_prepare_takes_prompts_workers_and_says_what_it_skipped(
     assert 0 < inspect(out).learnt_share < 0.5
     assert prepared.loss_bytes.max() == 3
     assert run([*command, "--on-error", "later"]) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["align", "--sentence", ""],
+        ["align", "--text-key", "body"],
+        ["align", "--stats", ""],
+        ["data", "prepare", "", "--out", "out"],
+        ["data", "prepare", "x.txt", "--out", "out", "--text-key", "a", "--completion-key", "b"],
+        ["data", "prepare", "hf:name", "--out", "out"],
+    ],
+)
+def test_wrong_use_is_told_from_failed_work(
+    wrong: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.txt").write_text("text")
+    assert run([*wrong, "--student", "bytes", "--teacher", "bytes"]) == 2
+    assert "expected" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]

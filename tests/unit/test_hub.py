@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nemo_xtoken.data import Manifest, hub
-from nemo_xtoken.errors import DataError
+from nemo_xtoken.errors import ConfigError
 from tests.fake_tokenizers import random_texts
 from tests.small_tokenizers import wordpiece
 
@@ -116,5 +116,5 @@ def test_a_dataset_and_a_tokenizer_on_the_hub_and_what_it_does_not_have(
 
 
 def test_what_is_no_name_of_a_dataset_is_said_so() -> None:
-    with pytest.raises(DataError, match=r"expected hf:OWNER/NAME, .* got 'hf:name'"):
+    with pytest.raises(ConfigError, match=r"expected hf:OWNER/NAME, .* got 'hf:name'"):
         hub.fetch("hf:name", [".txt"])
