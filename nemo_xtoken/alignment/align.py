@@ -107,12 +107,12 @@ def _first_at_each_end(ends: Indices, is_common: NDArray[np.bool_], count: int) 
 
 def _runs(side: _Side, last: Indices) -> tuple[Indices, Indices, NDArray[np.bool_] | None]:
     """Start, end (exclusive) and exactness (None: all) of each chunk on one side, given the last token of each that
-    has bytes."""
-    end = last + 1
+    has bytes, in whose array the ends are returned."""
+    special = None if side.special is None else side.special[last]
+    end: Indices = np.add(last, 1, out=last)
     start = np.empty_like(end)
     start[:1] = 0
     start[1:] = end[:-1]
-    special = None if side.special is None else side.special[last]
     if special is not None:
         _set_special_apart(start, end, special)
     if len(end) and (special is None or not special[-1]):

@@ -136,7 +136,10 @@ def with_edges(text: Encoding, edges: Edges, num_bytes: int) -> Encoding:
 def chunk_table(chunks: Chunks) -> NDArray[np.int32]:
     """Chunks as they are stored, [c, 5] int32."""
     columns = (chunks.student_start, chunks.student_end, chunks.teacher_start, chunks.teacher_end, chunks.exact)
-    return np.stack(columns, axis=1).astype(np.int32)
+    table = np.empty((len(chunks), len(columns)), np.int32)
+    for number, column in enumerate(columns):
+        table[:, number] = column
+    return table
 
 
 def one_to_one_table(length: int) -> NDArray[np.int32]:
