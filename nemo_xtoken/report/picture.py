@@ -191,10 +191,10 @@ def _write_title(figure: Figure, chart: Chart | BarChart, left: float, top: floa
     cut = [chart.cut] if isinstance(chart, Chart) and chart.cut else []
     caption = "\n".join(textwrap.fill(line, CAPTION) for line in [chart.caption, *cut])
     for inches, text, size, colour, weight in (
-        (0.17, chart.title, 10, INK, "bold"),
-        (0.35, caption, 8, QUIET, "normal"),
+        (0.06, chart.title, 10, INK, "bold"),
+        (0.25, caption, 8, QUIET, "normal"),
     ):
         figure.text(
-            left + 0.02, top - inches / height, text, fontsize=size, color=colour, fontweight=weight, va="baseline",
+            left + 0.02, top - inches / height, text, fontsize=size, color=colour, fontweight=weight, va="top",
             linespacing=1.15, parse_math=False,
         )  # fmt: skip
