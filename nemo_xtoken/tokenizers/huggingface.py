@@ -53,6 +53,7 @@ class HuggingFaceTokenizer(VocabularyTokenizer):
         self._kind = piece_kind(description)
         keeps_bytes = self._kind == "byte_level" or bool(description["model"].get("byte_fallback"))
         roles = special_roles(description, config, vocab)
+        self._names = {token_id: name for name, token_id in vocab.items() if token_id in roles}
         pieces = piece_bytes(description, vocab, set(roles))
         super().__init__(spec, Vocabulary(pieces, roles, _rules(description)))
         unknown = None if keeps_bytes else self._unknown(description, vocab)
@@ -148,7 +149,7 @@ class HuggingFaceTokenizer(VocabularyTokenizer):
         return self._library.decode(text_ids, skip_special_tokens=False)
 
     def _special_name(self, token_id: int) -> str:
-        return str(self._library.id_to_token(token_id))
+        return self._names[token_id]
 
 
 def _solid(text: str) -> str:

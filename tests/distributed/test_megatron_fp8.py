@@ -64,17 +64,23 @@ def losses(curve: list[dict[str, float]]) -> list[float]:
     return [line["loss"] for line in curve]
 
 
+STEPS_OF_EQUAL_ROUNDING = {"delayed": 2, "current": 2, "blockwise": 1, "mxfp8": 1}
+"""Steps that round alike whatever the order of sums. Where each block has a power of two, those of equal weights: on
+some processors a block of the second step lies on the edge of one."""
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_two_tensor_parallel_ranks_are_one(folder: Path, recipe: str) -> None:
     alone, two = curve(run(folder, f"{recipe}_1", recipe)), curve(run(folder, f"{recipe}_2", recipe, TP2))
     norms = [[line["grad_norm"] for line in curve] for curve in (two, alone)]
-    assert losses(two)[:2] == pytest.approx(losses(alone)[:2], rel=1e-6)
-    assert norms[0][:2] == pytest.approx(norms[1][:2], rel=1e-5)
+    same = STEPS_OF_EQUAL_ROUNDING[recipe]
+    assert losses(two)[:same] == pytest.approx(losses(alone)[:same], rel=1e-6)
+    assert norms[0][:same] == pytest.approx(norms[1][:same], rel=1e-5)
     # Sums of another order move a block's largest value over a power of two now and then, and all of the block is
     # rounded anew: a rate that is 1e-6 larger changes the fourth loss of one rank alone by 4e-5, its norm by 4e-4.
     assert losses(two) == pytest.approx(losses(alone), rel=5e-4)
     assert norms[0] == pytest.approx(norms[1], rel=2e-3)
-    assert_same_record(recipe, *(record(folder / f"{recipe}_{size}") for size in (1, 2)))
+    assert_same_record(recipe, same, *(record(folder / f"{recipe}_{size}") for size in (1, 2)))
     plain = curve(replace(run(folder, f"{recipe}_plain", recipe), fp8=None))
     assert losses(alone) == pytest.approx(losses(plain), rel=0.02)
     assert losses(alone) != pytest.approx(losses(plain), rel=1e-5)
@@ -90,10 +96,10 @@ def record(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "fp8.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def assert_same_record(recipe: str, alone: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
+def assert_same_record(recipe: str, same: int, alone: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
     assert [line["step"] for line in two] == [1, 2, 3, 4]
     for left, right in zip(alone, two, strict=True):
-        near = 1e-4 if left["step"] <= 2 else 5e-2 if recipe == "blockwise" else 1e-2
+        near = 1e-4 if left["step"] <= same else 5e-2 if recipe == "blockwise" else 1e-2
         assert len(left["layers"]) == 8
         for layer, tensors in left["layers"].items():
             for tensor, numbers in tensors.items():

@@ -248,6 +248,7 @@ def test_seeds_are_averaged_by_the_name_before_their_number() -> None:
 
 
 def test_a_run_that_was_not_evaluated_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n', encoding="utf-8")
     assert run_main(compare_runs, tmp_path) == 1
     error = capsys.readouterr().err
     assert f"nemo-xtoken evaluate {tmp_path}" in error
