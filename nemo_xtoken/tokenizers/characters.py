@@ -39,19 +39,21 @@ class CharacterMap:
         """The texts with their characters replaced. Raises TokenizerError for a lone surrogate."""
         composed = nfc_texts(texts) if self._composes else unchanged_texts(texts)
         contents = composed.contents
-        joined = b"".join(contents)
+        others = [number for number, content in enumerate(contents) if not content.isascii()]
+        joined = b"".join(map(contents.__getitem__, others))
         places = np.frombuffer(joined.translate(_FIRST_BYTES), np.bool_).nonzero()[0]
         codes, _ = characters_at(np.frombuffer(joined, np.uint8), places)
         replaced = self._kinds_of(codes) == _REPLACED
         changed: dict[int, Normalized] = {}
         if replaced.any():
             places, codes = places[replaced], codes[replaced].tolist()
-            begins = np.fromiter(accumulate(map(len, contents), initial=0), np.int64, len(contents) + 1)
+            begins = np.fromiter(accumulate((len(contents[number]) for number in others), initial=0), np.int64)
             first = np.searchsorted(places, begins)
-            for number in (first[1:] > first[:-1]).nonzero()[0].tolist():
-                own = slice(*first[number : number + 2].tolist())
+            for place in (first[1:] > first[:-1]).nonzero()[0].tolist():
+                own = slice(*first[place : place + 2].tolist())
+                number = others[place]
                 content = contents[number]
-                changed[number] = self._replace(content, (places[own] - begins[number]).tolist(), codes[own])
+                changed[number] = self._replace(content, (places[own] - begins[place]).tolist(), codes[own])
                 contents[number] = changed[number].text.encode()
         return NormalizedTexts(contents, changed, composed.changed)
 

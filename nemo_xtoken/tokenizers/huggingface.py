@@ -28,8 +28,9 @@ from nemo_xtoken.tokenizers.huggingface_pieces import (
 )
 from nemo_xtoken.tokenizers.normalize import NormalizedTexts, joins, nfc_texts, unchanged_texts
 from nemo_xtoken.tokenizers.offsets import from_char_offsets
+from nemo_xtoken.tokenizers.seen_texts import View, encodings_by_bytes
 from nemo_xtoken.tokenizers.specials import without_specials_in_text
-from nemo_xtoken.tokenizers.token_batch import UNKNOWN, View, encodings_by_bytes, token_batch
+from nemo_xtoken.tokenizers.token_batch import token_batch
 from nemo_xtoken.tokenizers.unknown import UnknownTokens
 from nemo_xtoken.tokenizers.vocabulary import Vocabulary
 from nemo_xtoken.tokenizers.white_space import WhiteSpaceView, spaced_view
@@ -59,7 +60,6 @@ class HuggingFaceTokenizer(VocabularyTokenizer):
         unknown = None if keeps_bytes else self._unknown(description, vocab)
         self._composes = "\u00e9" in self._normalized("e\u0301")
         self._adds_space = len("".join(self._words("a"))) > len(self._normalized("a"))
-        self._seen_vocabulary = self._vocabulary.with_piece(unknown.token_id, UNKNOWN) if unknown else self._vocabulary
         self._views, self._normalize = self._guesses(description, keeps_bytes, unknown)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
@@ -67,7 +67,7 @@ class HuggingFaceTokenizer(VocabularyTokenizer):
         normalized = self._normalize(texts)
         # The fast way leaves out the offsets.
         batch = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
-        tokens = token_batch(self._seen_vocabulary, [each.ids for each in batch])
+        tokens = token_batch(self._vocabulary, [each.ids for each in batch])
         found = encodings_by_bytes(tokens, normalized.contents, self._views)
         return [
             self._by_offsets(texts[number]) if encoding is None else normalized.in_original(number, encoding)

@@ -123,7 +123,7 @@ def nfc_texts(texts: Sequence[str]) -> NormalizedTexts:
     contents = [encode_utf8(text) for text in texts]
     changed: dict[int, Normalized] = {}
     for number, text in enumerate(texts):
-        if not unicodedata.is_normalized("NFC", text):
+        if not _is_nfc(text):
             changed[number] = _compose(text, len(contents[number]))
             contents[number] = changed[number].text.encode()
     return NormalizedTexts(contents, changed)
@@ -132,7 +132,11 @@ def nfc_texts(texts: Sequence[str]) -> NormalizedTexts:
 def nfc(text: str) -> Normalized:
     """A text in Unicode's composed form. Raises TokenizerError for a lone surrogate."""
     original = unchanged(text)
-    return original if unicodedata.is_normalized("NFC", text) else _compose(text, original.size)
+    return original if _is_nfc(text) else _compose(text, original.size)
+
+
+def _is_nfc(text: str) -> bool:
+    return text.isascii() or unicodedata.is_normalized("NFC", text)
 
 
 def _compose(text: str, size: int) -> Normalized:
@@ -231,7 +235,9 @@ def from_offsets(original: str, text: str, offsets: Sequence[int], num_inserted:
     widths = char_widths(codes)
     source = np.array(offsets, np.int64)
     copied = (source[1:] > source[:-1]) & (np.append(original_codes, 0)[source[:-1]] == codes)
-    # A character ends where its own copy ends; only where it isn't a copy does the next one's begin decide.
+    # A character ends where its own copy ends; only where it isn't a copy does the next one's begin decide. A space is
+    # none: it stands for the whole of a run of white space.
+    copied &= codes != ord(" ")
     boundary = original_begin[source]
     boundary[1:] = np.where(copied, boundary[:-1] + widths, boundary[1:])
     divisible = np.ones(len(source), np.bool_)

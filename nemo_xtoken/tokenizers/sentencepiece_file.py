@@ -15,9 +15,10 @@ from nemo_xtoken.tokenizers.base import VocabularyTokenizer
 from nemo_xtoken.tokenizers.characters import CharacterMap
 from nemo_xtoken.tokenizers.huggingface_pieces import SPACE
 from nemo_xtoken.tokenizers.normalize import from_offsets
+from nemo_xtoken.tokenizers.seen_texts import encodings_by_bytes
 from nemo_xtoken.tokenizers.spans import encode_utf8
 from nemo_xtoken.tokenizers.threads import thread_count
-from nemo_xtoken.tokenizers.token_batch import UNKNOWN, Ids, encodings_by_bytes, token_batch
+from nemo_xtoken.tokenizers.token_batch import Ids, token_batch
 from nemo_xtoken.tokenizers.unknown import UnknownTokens
 from nemo_xtoken.tokenizers.vocabulary import Vocabulary
 from nemo_xtoken.tokenizers.white_space import spaced_view
@@ -40,12 +41,11 @@ class SentencePieceTokenizer(VocabularyTokenizer):
         unknown = UnknownTokens(library.unk_id(), "run", pieces, lambda text: [self._see(text)])
         self._view = spaced_view(self._see, unknown)
         self._normalize = CharacterMap(self._see, self._view.blanks).normalized_texts
-        self._seen_vocabulary = self._vocabulary.with_piece(unknown.token_id, UNKNOWN)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """As `encode`, on the library's threads."""
         normalized = self._normalize(texts)
-        tokens = token_batch(self._seen_vocabulary, self._library_batch(list(texts)))
+        tokens = token_batch(self._vocabulary, self._library_batch(list(texts)))
         found = encodings_by_bytes(tokens, normalized.contents, (self._view,))
         return [
             self._by_offsets(*tokens.of_text(number), texts[number])

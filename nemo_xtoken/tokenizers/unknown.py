@@ -40,10 +40,10 @@ class UnknownTokens:
         of_interest[0xC0:] = True
         self._candidates = of_interest.tobytes()
 
-    def extents(self, text: NDArray[np.uint8]) -> tuple[Indices, Indices]:
+    def extents(self, text: bytes) -> tuple[Indices, Indices]:
         """Where each of them begins and ends (exclusive) in a text's UTF-8."""
-        places = np.frombuffer(text.tobytes().translate(self._candidates), np.bool_).nonzero()[0]
-        codes, widths = characters_at(text, places)
+        places = np.frombuffer(text.translate(self._candidates), np.bool_).nonzero()[0]
+        codes, widths = characters_at(np.frombuffer(text, np.uint8), places)
         kinds = self._kinds.take(codes)
         if not kinds.all():
             for code in set(codes[kinds == 0].tolist()):

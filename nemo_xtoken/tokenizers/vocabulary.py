@@ -13,7 +13,6 @@ class Vocabulary:
     """Bytes of every id and roles of the special ones.
 
     pieces         [vocab_size] bytes; empty for special and unused ids
-    piece_array    the same in numpy, so that those of many ids are gathered at once
     special_roles  id -> role
     rules          what else decides the ids of a text (split pattern, normaliser), for the fingerprint
     lengths        [vocab_size] int64, bytes per id
@@ -21,7 +20,6 @@ class Vocabulary:
 
     def __init__(self, pieces: Sequence[bytes], special_roles: Mapping[int, str], rules: str) -> None:
         self.pieces = pieces
-        self.piece_array: NDArray[np.object_] = np.array(pieces, np.object_)
         self.special_roles = special_roles
         self.lengths: NDArray[np.int64] = np.fromiter(map(len, pieces), np.int64, len(pieces))
         self._short_lengths = self.lengths.astype(np.min_scalar_type(int(self.lengths.max(initial=0))))
@@ -41,11 +39,6 @@ class Vocabulary:
             parts = b"".join(piece[place : place + 8].ljust(8, b"\0") for piece in self.pieces)
             self._words[place] = np.frombuffer(parts, np.uint64)
         return self._words[place]
-
-    def with_piece(self, token_id: int, piece: bytes) -> Vocabulary:
-        """The same with other bytes of one id."""
-        pieces = [*self.pieces[:token_id], piece, *self.pieces[token_id + 1 :]]
-        return Vocabulary(pieces, self.special_roles, self.fingerprint)
 
     def token_bytes(self, token_id: int) -> bytes:
         """Bytes of an id; empty for special, unused and padded ids."""

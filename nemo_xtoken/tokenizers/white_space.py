@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from nemo_xtoken.tokenizers.token_batch import UNKNOWN, Ids, Indices, SeenTexts, sums
+from nemo_xtoken.tokenizers.seen_texts import SeenTexts, UnknownExtents
+from nemo_xtoken.tokenizers.token_batch import Ids, Indices, sums
 from nemo_xtoken.tokenizers.unknown import UnknownTokens
 
 _BLANKS = b"\t\n\r "
@@ -40,62 +41,59 @@ class WhiteSpaceView:
     def __call__(self, texts: Sequence[bytes], ids: Ids) -> SeenTexts:
         """The texts as seen. ids: of all their tokens, which tell whether any is unknown"""
         unknown = self.unknown if self.unknown is not None and self.unknown.token_id in ids else None
-        if self.runs == "kept" and unknown is None and not self.lower and not self.dropped:
-            return self._all_kept(texts)
-        return self._some_kept(texts, unknown)
+        # Something in front keeps what is unknown in one text from that in the next.
+        front = b"" if self.front == "none" and unknown is None else b" "
+        parts, taken = self._parts(texts)
+        content = b"".join([front + part for part in parts])
+        if self._table is not None:
+            content = content.translate(self._table)
+        begins = sums(_sizes(parts) + len(front))
+        dropped = self._dropped(content, begins[:-1])
+        if front and self.front != "always" and self.runs != "dropped":
+            dropped = np.sort(np.append(dropped, self._unseen_fronts(content, begins[:-1])))
+        extents = None if unknown is None else UnknownExtents(unknown.token_id, *unknown.extents(content))
+        return SeenTexts(content, begins, begins[:-1] + len(front) - taken, _sizes(texts), dropped, extents)
 
-    def _all_kept(self, texts: Sequence[bytes]) -> SeenTexts:
-        fronts = self._fronts(texts)
-        front_sizes, sizes = _sizes(fronts), _sizes(texts)
-        begins = sums(front_sizes + sizes)
-        source = b"".join([part for pair in zip(fronts, texts, strict=True) for part in pair])
-        return SeenTexts(source, begins, source, begins[:-1] + front_sizes, sizes)
-
-    def _fronts(self, texts: Sequence[bytes]) -> list[bytes]:
-        if self.front == "missing":
-            return [b"" if text.startswith(b" ") else b" " for text in texts]
-        return [b" " if self.front == "always" else b""] * len(texts)
-
-    def _some_kept(self, texts: Sequence[bytes], unknown: UnknownTokens | None) -> SeenTexts:
+    def _parts(self, texts: Sequence[bytes]) -> tuple[Sequence[bytes], Indices]:
+        """The texts without the white space at their edges that is not seen, and [d] bytes of it at the front."""
         parts = [text.rstrip(self.blanks) for text in texts] if self.strips else texts
-        # Where runs count, the line feed in front of a text and the white space at its beginning are one.
-        source = (b" " if self.runs == "kept" else b"\n").join([b"", *parts])
-        starts = sums(_sizes(parts) + 1)
-        lowered = source.lower() if self.lower else source
+        if self.runs != "single" or self.front != "none":
+            return parts, np.zeros(len(texts), np.int64)
+        stripped = [part.lstrip(self.blanks) for part in parts]
+        return stripped, _sizes(parts) - _sizes(stripped)
+
+    @cached_property
+    def _table(self) -> bytes | None:
+        """[256] what becomes of each byte. None: it stays"""
+        if self.runs == "kept" and not self.lower:
+            return None
         blanks = b"" if self.runs == "kept" else self.blanks
-        seen = np.frombuffer(bytearray(lowered.translate(bytes.maketrans(blanks, b" " * len(blanks)))), np.uint8)
-        seen[starts[:-1]] = _SPACE
-        keep = self._kept(seen, starts[:-1])
-        unknown_ends = None
-        if unknown is not None:
-            begins, unknown_ends = unknown.extents(seen)
-            keep[_within(begins, unknown_ends)] = False
-            keep[begins] = True
-            seen[begins] = UNKNOWN[0]
-        places = keep.nonzero()[0]
-        begins = np.searchsorted(places, starts)
-        return SeenTexts(
-            seen.take(places).tobytes(), begins, source, starts[:-1] + 1, _sizes(texts), places, unknown_ends
-        )
+        table = bytes.maketrans(blanks, b" " * len(blanks))
+        return table.lower() if self.lower else table
 
-    def _kept(self, seen: NDArray[np.uint8], fronts: Indices) -> NDArray[np.bool_]:
-        """[bytes] which bytes are seen. fronts: [d] the byte in front of each text"""
-        keep = np.ones(len(seen), np.bool_) if self.runs == "kept" else seen != _SPACE
+    def _dropped(self, content: bytes, begins: Indices) -> Indices:
+        """Places that are passed over: of a run of white space that counts as one, all but the last."""
         if self.runs == "single":
-            keep[1:] |= keep[:-1]
-        keep[fronts] = self.front != "none"
-        if self.runs == "kept" and self.front == "missing":
-            keep[fronts] = np.append(seen, 0)[fronts + 1] != _SPACE
-        if self.dropped:
-            keep[np.isin(seen, np.frombuffer(self.dropped, np.uint8))] = False
-        return keep
+            blank = np.frombuffer(content, np.uint8) == _SPACE
+            passed = blank[:-1] & blank[1:]
+            last = begins - 1
+            passed[last[last >= 0]] = False
+            return passed.nonzero()[0]
+        without = self.dropped if self.runs == "kept" else self.dropped + b" "
+        return _places_of(without, content) if without else np.zeros(0, np.int64)
+
+    def _unseen_fronts(self, content: bytes, begins: Indices) -> Indices:
+        """Of the places of what was put in front of each text, those where the tokenizer puts nothing."""
+        if self.front == "none":
+            return begins
+        has_one = np.frombuffer(content, np.uint8).take(begins + 1, mode="clip") == _SPACE
+        return begins[has_one]
 
 
-def _within(begins: Indices, ends: Indices) -> Indices:
-    """All places from begins to ends (exclusive)."""
-    counts = ends - begins
-    places: Indices = np.repeat(ends - counts.cumsum(), counts)
-    return places + np.arange(len(places))
+def _places_of(some: bytes, content: bytes) -> Indices:
+    """Where a text has one of some bytes."""
+    among = bytes(byte in some for byte in range(256))
+    return np.frombuffer(content.translate(among), np.bool_).nonzero()[0]
 
 
 def _sizes(texts: Sequence[bytes]) -> Indices:
