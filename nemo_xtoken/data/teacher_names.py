@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nemo_xtoken.config import FILE_NAME
 from nemo_xtoken.errors import ConfigError
+from nemo_xtoken.teacher_config import FILE_NAME
 
 DEFAULT_NAME = "teacher"
 

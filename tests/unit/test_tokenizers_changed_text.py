@@ -313,6 +313,17 @@ def certain(encoding: Encoding) -> list[bool]:
     return [True] * len(encoding) if encoding.exact is None else encoding.exact.tolist()
 
 
+def test_a_token_of_white_space_covers_the_whole_run_that_became_it(nfkc_unigram: Tokenizer) -> None:
+    found = pieces(nfkc_unigram, "1  1 \n\t1 1")
+    assert [each for each in found if each[0] == b" "] == [
+        (b" ", "", True),
+        (b" ", "  ", True),
+        (b" ", " \n\t", True),
+        (b" ", " ", True),
+    ]
+    assert [part for piece, part, _ in found if piece == b"1"] == ["1"] * 4
+
+
 @given(st.data())
 @settings(max_examples=200)
 def test_spans_around_white_space_are_those_of_the_offsets_of_the_library(

@@ -9,9 +9,10 @@ from typing import Any
 
 from megatron.bridge.training.config import ConfigContainer
 
-from nemo_xtoken.config import BalanceConfig, Fp8Config, LossConfig, check_teacher, check_teacher_fp8
+from nemo_xtoken.config import BalanceConfig, Fp8Config, LossConfig
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.megatron.fp8_backend import check_engine
+from nemo_xtoken.teacher_config import check_teacher, check_teacher_fp8
 
 
 @dataclass(frozen=True, kw_only=True)
