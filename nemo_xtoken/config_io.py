@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import json
 import math
-import os
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_xtoken.config import RunConfig
 from nemo_xtoken.errors import ConfigError
+from nemo_xtoken.whole_file import write_whole
 
 T = TypeVar("T")
 
@@ -58,9 +58,7 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = (), files: S
 
 def save_run(config: RunConfig, path: str | Path) -> None:
     """Writes a run as YAML that `load_run` reads back to an equal config; the file appears whole or not at all."""
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
-    temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(config))), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(Path(path), OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

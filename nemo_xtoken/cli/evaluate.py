@@ -12,6 +12,7 @@ import typer
 
 from nemo_xtoken.cli.console import Json, print_json, stdout, working
 from nemo_xtoken.errors import DataError
+from nemo_xtoken.whole_file import write_whole
 
 WIDTH = 64
 """Of the names."""
@@ -61,9 +62,7 @@ def read_questions(path: Path) -> list[tuple[str, str]]:
 
 def save(results: Mapping[str, float | None], path: Path) -> None:
     """Writes the numbers as JSON, whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json_format.dumps(results, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, json_format.dumps(results, indent=2) + "\n")
 
 
 def result_lines(results: Mapping[str, float | None]) -> Iterator[str]:

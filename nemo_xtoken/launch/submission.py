@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
-from pathlib import Path
 
 from nemo_xtoken.config_io import save_run
 from nemo_xtoken.errors import ConfigError
@@ -12,6 +11,7 @@ from nemo_xtoken.launch import records, slurm
 from nemo_xtoken.launch.plan import LaunchPlan
 from nemo_xtoken.launch.records import Submission
 from nemo_xtoken.launch.render import render
+from nemo_xtoken.whole_file import write_whole
 
 
 def launch(plan: LaunchPlan) -> list[Submission]:
@@ -22,7 +22,7 @@ def launch(plan: LaunchPlan) -> list[Submission]:
     (plan.folder / "logs").mkdir(parents=True, exist_ok=True)
     _check_not_running(plan)
     save_run(plan.run, plan.run_file)
-    _write(plan.script, script)
+    write_whole(plan.script, script)
     slurm.check_accepted(plan.script)
     return [_submit(plan, is_follower=number > 0) for number in range(plan.job.chain)]
 
@@ -57,9 +57,3 @@ def _check_not_running(plan: LaunchPlan) -> None:
 def is_alive(state: str) -> bool:
     """Whether a job of this state will still do something."""
     return state.split(" ")[0] in {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED"}
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

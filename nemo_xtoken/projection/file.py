@@ -9,11 +9,9 @@ had none.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from nemo_xtoken.errors import ProjectionError, require
+from nemo_xtoken.whole_file import whole_file
 
 SCHEMA = 4
 READABLE = (2, 3, SCHEMA)
@@ -99,16 +98,10 @@ def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with whole_file(path) as unfinished, unfinished.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
     _sync_folder(path.parent)
 
 

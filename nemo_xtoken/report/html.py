@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from nemo_xtoken.errors import require
 from nemo_xtoken.projection import CRITICAL_CLASSES
+from nemo_xtoken.whole_file import whole_file
 
 LOSS_NAMES = {
     "p_kl": "P-KL",
@@ -60,22 +59,3 @@ def write_page(path: Path, page: str) -> Path:
     with whole_file(path) as unfinished:
         unfinished.write_bytes(page.encode(errors="backslashreplace"))
     return path
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Gives the name to write a file under; once it is whole it takes its own, and nothing of it stays otherwise.
-
-    Raises ConfigError for a folder, OSError of the file's own name where it can't be written.
-    """
-    require(not path.is_dir(), f"{path}: expected the name of a file to write, got a folder; name a file in it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from nemo_xtoken.errors import DataError, UnavailableError, require
 from nemo_xtoken.report.bars import BarChart
 from nemo_xtoken.report.chart import Chart
 from nemo_xtoken.report.curves import is_repeated
-from nemo_xtoken.report.html import whole_file
+from nemo_xtoken.whole_file import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

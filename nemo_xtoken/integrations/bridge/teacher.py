@@ -22,6 +22,7 @@ from nemo_xtoken.integrations.megatron.learnt_projection import LearntProjection
 from nemo_xtoken.integrations.megatron.projection_file import projection_file
 from nemo_xtoken.integrations.megatron.teacher import ColocatedTeacher
 from nemo_xtoken.projection import ProjectionMatrix
+from nemo_xtoken.whole_file import whole_file
 
 
 def build_teachers(
@@ -66,8 +67,8 @@ def initial_projection_path(folder: Path, teacher: str) -> Path:
 def _keep(projection: Path, kept: Path) -> None:
     """Copy it once. A checkpoint has the parameters of these entries alone: raises ConfigError for another file."""
     if dist.get_rank() == 0 and not kept.exists():
-        shutil.copyfile(projection, kept.with_suffix(".tmp"))
-        kept.with_suffix(".tmp").replace(kept)
+        with whole_file(kept) as unfinished:
+            shutil.copyfile(projection, unfinished)
     dist.barrier()
     if kept.read_bytes() != projection.read_bytes():
         raise ConfigError(

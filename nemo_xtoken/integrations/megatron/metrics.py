@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from nemo_xtoken.errors import XTokenError
 from nemo_xtoken.integrations.megatron.run_dir import METRICS_FILE
+from nemo_xtoken.whole_file import write_whole
 
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -52,9 +53,7 @@ def keep_lines_up_to(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _is_up_to(line, step)]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, "".join(f"{line}\n" for line in kept))
 
 
 def _is_up_to(line: str, step: int) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from nemo_xtoken.errors import ConfigError, DataError
 from nemo_xtoken.teachers.cache.rows import Storage
+from nemo_xtoken.whole_file import write_whole
 
 SCHEMA_VERSION = 1
 FILE = "cache.json"
@@ -56,9 +56,7 @@ class CacheManifest:
         if (directory / FILE).is_file():
             self.check_same(CacheManifest.load(directory), directory)
             return
-        temporary = directory / f"{FILE}.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
-        temporary.replace(directory / FILE)
+        write_whole(directory / FILE, json.dumps(asdict(self)) + "\n")
 
     def check_same(self, stored: CacheManifest, directory: Path) -> None:
         """Raises ConfigError, naming what differs, where `stored` is of another cache."""

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nemo_xtoken.errors import DataError
+from nemo_xtoken.whole_file import whole_file, write_whole
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,12 @@ class ShardFile:
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
         """Whole or not at all, whenever the process is killed."""
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        with temporary.open("r+b") as file:
-            record = {"bytes": temporary.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
-        unfinished = self.record.with_name(f"{self.record.name}.{os.getpid()}.tmp")
-        unfinished.write_text(json.dumps(record) + "\n", encoding="utf-8")
-        unfinished.replace(self.record)
+        with whole_file(self.path) as unfinished:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished)
+            with unfinished.open("r+b") as file:
+                record = {"bytes": unfinished.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+                os.fsync(file.fileno())
+        write_whole(self.record, json.dumps(record) + "\n")
 
     def tensors(self) -> dict[str, Tensor]:
         """Memory-mapped: what is not used is not read. Raises DataError for a damaged file."""

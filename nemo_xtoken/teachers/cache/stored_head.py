@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from nemo_xtoken.errors import DataError
 from nemo_xtoken.parallel import HeadOptions
+from nemo_xtoken.whole_file import whole_file
 
 FILE = "head.safetensors"
 
@@ -31,9 +31,8 @@ class StoredHead:
             tensors["bias"] = self.options.bias.contiguous()
         soft_cap = self.options.soft_cap
         metadata = {"scale": repr(self.options.scale), "soft_cap": "" if soft_cap is None else repr(soft_cap)}
-        temporary = directory / f"{FILE}.{os.getpid()}.tmp"
-        save_file(tensors, temporary, metadata)
-        temporary.replace(directory / FILE)
+        with whole_file(directory / FILE) as unfinished:
+            save_file(tensors, unfinished, metadata)
 
     @classmethod
     def load(cls, directory: Path) -> StoredHead:
