@@ -70,8 +70,8 @@ class HuggingFaceTokenizer(VocabularyTokenizer):
         tokens = token_batch(self._vocabulary, [each.ids for each in batch])
         found = encodings_by_bytes(tokens, normalized.contents, self._views)
         return [
-            self._by_offsets(texts[number]) if encoding is None else normalized.in_original(number, encoding)
-            for number, encoding in enumerate(found)
+            self._by_offsets(texts[number]) if encoding is None else encoding
+            for number, encoding in enumerate(normalized.in_original(found))
         ]
 
     def _by_offsets(self, text: str) -> Encoding:

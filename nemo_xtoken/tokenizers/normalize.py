@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import sys
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import compress, pairwise
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nemo_xtoken.tokenizers.spans import char_widths, code_points, encode_utf8, settle
+from nemo_xtoken.tokenizers.token_batch import sums
 from nemo_xtoken.types import Encoding
 
 _JOINING, _REPLACED = 1, 2
@@ -30,6 +32,23 @@ class Edits:
     ends: NDArray[np.int64]
     lost: NDArray[np.int64]
 
+    def shifted(self, by: NDArray[np.int64]) -> Edits:
+        """The same with each so many bytes further on. by: [e]"""
+        return Edits(self.begins + by, self.ends + by, self.lost)
+
+    def in_original(self, bounds: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """[n] places of the normalised text, in order, as places of the original, and whether each is certain: inside
+        of what can't be divided there it says nothing."""
+        after = np.searchsorted(bounds, self.ends)
+        lost = np.append(0, self.lost.cumsum())
+        shift = np.repeat(lost, np.append(after, len(bounds)) - np.append(0, after))
+        certain = np.ones(len(bounds), np.bool_)
+        inside = np.searchsorted(bounds, self.begins, side="right")
+        if (inside < after).any():
+            for first, last in zip(inside.tolist(), after.tolist(), strict=True):
+                certain[first:last] = False
+        return bounds + shift, certain
+
 
 @dataclass(frozen=True)
 class Normalized:
@@ -44,47 +63,12 @@ class Normalized:
     size: int
     edits: Edits | None = None
 
-    @cached_property
-    def origin(self) -> NDArray[np.int64] | None:
-        """[bytes of text + 1] the byte of the original where each byte of the text begins. None: the same"""
-        return None if self.edits is None else self._in_original(self._bounds())[0]
-
-    @cached_property
-    def certain(self) -> NDArray[np.bool_] | None:
-        """[bytes of text + 1] False inside of what can't be divided in the original, where origin says nothing"""
-        return None if self.edits is None else self._in_original(self._bounds())[1]
-
-    def _bounds(self) -> NDArray[np.int64]:
-        return np.arange(len(self.text.encode()) + 1)
-
-    def _in_original(self, bounds: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """[n] places of `text`, in order, as places of the original, and whether each is certain."""
-        certain = np.ones(len(bounds), np.bool_)
-        if self.edits is None:
-            return bounds, certain
-        shift = np.zeros(len(bounds) + 1, np.int64)
-        after = np.searchsorted(bounds, self.edits.ends)
-        np.add.at(shift, after, self.edits.lost)
-        inside = np.searchsorted(bounds, self.edits.begins, side="right")
-        for first, last in zip(inside[inside < after].tolist(), after[inside < after].tolist(), strict=True):
-            certain[first:last] = False
-        return bounds + shift[:-1].cumsum(), certain
-
     def tokens(self, ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> Encoding:
         """Tokens whose bytes follow each other in `text`, with spans in the original. lengths: [n] bytes of each."""
         ends = lengths.cumsum()
         if self.edits is None:
             return Encoding(ids, ends - lengths, ends)
-        return settle(ids, *self._in_original(ends), self.size)
-
-    def in_original(self, tokens: Encoding) -> Encoding:
-        """Tokens with spans in `text`, which they tile, as tokens with spans in the original."""
-        if self.edits is None:
-            return tokens
-        found = settle(tokens.ids, *self._in_original(tokens.ends), self.size)
-        if tokens.exact is None:
-            return found
-        return replace(found, exact=tokens.exact if found.exact is None else tokens.exact & found.exact)
+        return settle(ids, *self.edits.in_original(ends), self.size)
 
 
 def unchanged(text: str) -> Normalized:
@@ -93,40 +77,105 @@ def unchanged(text: str) -> Normalized:
 
 
 @dataclass(frozen=True)
+class Changes:
+    """What a tokenizer changed in several texts.
+
+    numbers  of the texts, in order
+    sizes    [t] int64, bytes of each before
+    first    [t + 1] int64, where the edits of each begin, and how many there are
+    edits    of all, in order, with places in the text of each
+    """
+
+    numbers: Sequence[int]
+    sizes: NDArray[np.int64]
+    first: NDArray[np.int64]
+    edits: Edits
+
+    def select(self, chosen: NDArray[np.bool_]) -> Changes:
+        """Those in some of the texts. chosen: [t]"""
+        counts = np.diff(self.first)
+        kept = np.repeat(chosen, counts)
+        edits = Edits(self.edits.begins[kept], self.edits.ends[kept], self.edits.lost[kept])
+        return Changes([*compress(self.numbers, chosen)], self.sizes[chosen], sums(counts[chosen]), edits)
+
+    def in_original(self, tokens: Sequence[Encoding]) -> list[Encoding]:
+        """Tokens that tile each of the texts, which has some, as tokens of the texts before."""
+        counts = np.array([len(each) for each in tokens])
+        bounds, originals = sums([int(each.ends[-1]) for each in tokens]), sums(self.sizes)
+        whole = self.edits.shifted(np.repeat(bounds[:-1], np.diff(self.first)))
+        ends = np.concatenate([each.ends for each in tokens]) + np.repeat(bounds[:-1], counts)
+        places, certain = whole.in_original(ends)
+        last = counts.cumsum() - 1
+        places[last], certain[last] = originals[1:], True
+        ids = np.concatenate([each.ids for each in tokens])
+        found = settle(ids, places, certain, int(originals[-1]))
+        exact = found.exact
+        if any(each.exact is not None for each in tokens):
+            before = np.concatenate([np.ones(len(each), bool) if each.exact is None else each.exact for each in tokens])
+            exact = before if exact is None else exact & before
+        begins = np.repeat(originals[:-1], counts)
+        starts, ends = found.starts - begins, found.ends - begins
+        return [
+            Encoding(ids[i:j], starts[i:j], ends[i:j], exact=None if exact is None or exact[i:j].all() else exact[i:j])
+            for i, j in pairwise([0, *(last + 1).tolist()])
+        ]
+
+
+@dataclass(frozen=True)
 class NormalizedTexts:
     """Several texts as the tokenizer sees them.
 
     contents  UTF-8 of each normalised text
-    changed   those in which it differs from the original, by their numbers
-    composed  those of which `changed` begins with the composed form, by their numbers
+    changes   what was changed in some of them, the last of it first
     """
 
-    contents: list[bytes]
-    changed: Mapping[int, Normalized]
-    composed: Mapping[int, Normalized] = field(default_factory=dict[int, Normalized])
+    contents: Sequence[bytes]
+    changes: Sequence[Changes] = ()
 
-    def in_original(self, number: int, tokens: Encoding) -> Encoding:
-        """Tokens with spans in a normalised text, which they tile, as tokens with spans in the original."""
-        for steps in (self.changed, self.composed):
-            if number in steps:
-                tokens = steps[number].in_original(tokens)
-        return tokens
+    def in_original(self, found: Sequence[Encoding | None]) -> list[Encoding | None]:
+        """Tokens with spans in the normalised texts, which they tile, as tokens with spans in the originals."""
+        encodings = dict(enumerate(found))
+        for changes in self.changes:
+            tokens = {
+                number: each for number in changes.numbers if (each := encodings[number]) is not None and len(each)
+            }
+            if tokens:
+                chosen = changes.select(np.array([number in tokens for number in changes.numbers]))
+                encodings |= zip(tokens, chosen.in_original([*tokens.values()]), strict=True)
+        return [*encodings.values()]
 
 
 def unchanged_texts(texts: Sequence[str]) -> NormalizedTexts:
     """Texts that need no normalisation. Raises TokenizerError for a lone surrogate."""
-    return NormalizedTexts([encode_utf8(text) for text in texts], {})
+    return NormalizedTexts([encode_utf8(text) for text in texts])
 
 
 def nfc_texts(texts: Sequence[str]) -> NormalizedTexts:
     """Texts in Unicode's composed form. Raises TokenizerError for a lone surrogate."""
-    contents = [encode_utf8(text) for text in texts]
-    changed: dict[int, Normalized] = {}
-    for number, text in enumerate(texts):
-        if not _is_nfc(text):
-            changed[number] = _compose(text, len(contents[number]))
-            contents[number] = changed[number].text.encode()
-    return NormalizedTexts(contents, changed)
+    return composed_texts(texts, [encode_utf8(text) for text in texts], range(len(texts)))
+
+
+def composed_texts(texts: Sequence[str], contents: Sequence[bytes], numbers: Iterable[int]) -> NormalizedTexts:
+    """Texts in Unicode's composed form, which only those of some numbers may lack. contents: UTF-8 of each"""
+    changed = {
+        number: _compose(texts[number], len(contents[number])) for number in numbers if not _is_nfc(texts[number])
+    }
+    if not changed:
+        return NormalizedTexts(contents)
+    edits = [cast("Edits", each.edits) for each in changed.values()]
+    changes = Changes(
+        [*changed],
+        np.array([each.size for each in changed.values()]),
+        sums([len(each.lost) for each in edits]),
+        Edits(*(np.concatenate([getattr(each, name) for each in edits]) for name in ("begins", "ends", "lost"))),
+    )
+    composed = [changed[number].text.encode() if number in changed else each for number, each in enumerate(contents)]
+    return NormalizedTexts(composed, (changes,))
+
+
+def may_compose(codes: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """[n] whether composition changes a character in some text; a text without any stays as it is."""
+    return _kinds().take(codes) > 0
 
 
 def nfc(text: str) -> Normalized:

@@ -48,10 +48,8 @@ class SentencePieceTokenizer(VocabularyTokenizer):
         tokens = token_batch(self._vocabulary, self._library_batch(list(texts)))
         found = encodings_by_bytes(tokens, normalized.contents, (self._view,))
         return [
-            self._by_offsets(*tokens.of_text(number), texts[number])
-            if encoding is None
-            else normalized.in_original(number, encoding)
-            for number, encoding in enumerate(found)
+            self._by_offsets(*tokens.of_text(number), texts[number]) if encoding is None else encoding
+            for number, encoding in enumerate(normalized.in_original(found))
         ]
 
     def _see(self, text: str) -> str:

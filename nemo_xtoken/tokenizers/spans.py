@@ -63,9 +63,12 @@ def settle(ids: NDArray[np.int32], ends: NDArray[np.int64], certain: NDArray[np.
     if not len(ids):
         return Encoding(ids, np.zeros(0, np.int64), np.zeros(0, np.int64))
     certain[-1] = True
+    all_certain = bool(certain.all())
     bounds = np.zeros(len(ids) + 1, np.int64)
-    np.maximum.accumulate(np.where(certain, ends, 0), out=bounds[1:])
+    np.maximum.accumulate(ends if all_certain else np.where(certain, ends, 0), out=bounds[1:])
     bounds[-1] = size
+    if all_certain:
+        return Encoding(ids, bounds[:-1], bounds[1:])
     exact = certain.copy()
     exact[1:] &= certain[:-1]
-    return Encoding(ids, bounds[:-1], bounds[1:], exact=None if exact.all() else exact)
+    return Encoding(ids, bounds[:-1], bounds[1:], exact=exact)

@@ -92,7 +92,7 @@ def token_batch(vocabulary: Vocabulary, batch: Sequence[Sequence[int] | Ids]) ->
     return TokenBatch(vocabulary, ids, first)
 
 
-def sums(numbers: Indices) -> Indices:
+def sums(numbers: Indices | Sequence[int]) -> Indices:
     """[n + 1] sums of the first 0 .. n numbers."""
     sums = np.zeros(len(numbers) + 1, np.int64)
     np.cumsum(numbers, out=sums[1:])

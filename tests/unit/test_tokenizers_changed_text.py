@@ -7,6 +7,7 @@ import unicodedata
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,14 +42,15 @@ def test_composition_is_that_of_unicode_and_every_certain_byte_divides_it(text: 
     normalized, data = nfc(text), text.encode()
     assert normalized.text == unicodedata.normalize("NFC", text)
     assert normalized.size == len(data)
-    if normalized.origin is None or normalized.certain is None:
+    if normalized.edits is None:
         assert normalized.text == text
         return
     result = normalized.text.encode()
-    cuts = [place for place in range(len(result) + 1) if normalized.certain[place]]
+    origin, certain = normalized.edits.in_original(np.arange(len(result) + 1))
+    cuts = certain.nonzero()[0].tolist()
     assert (cuts[0], cuts[-1]) == (0, len(result))
     for first, last in pairwise(cuts):
-        assert composed(data[normalized.origin[first] : normalized.origin[last]]) == result[first:last]
+        assert composed(data[origin[first] : origin[last]]) == result[first:last]
 
 
 def test_every_assigned_character_is_composed_as_by_unicode() -> None:
