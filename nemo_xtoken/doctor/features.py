@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from nemo_xtoken.doctor.machine import MISSING, Machine
+from nemo_xtoken.doctor.machine import FAILING, MISSING, Machine
 
 State = Literal["ready", "missing", "not in this version"]
 Need = Callable[[Machine], str | None]
@@ -75,8 +75,11 @@ def fused(machine: Machine) -> str | None:
 
 
 def slurm(machine: Machine) -> str | None:
-    """A need of a SLURM client."""
-    return "sbatch on PATH" if machine.slurm["sbatch"] == MISSING else None
+    """A need of a SLURM client that finds its cluster."""
+    sbatch = machine.slurm["sbatch"]
+    if sbatch == MISSING:
+        return "sbatch on PATH"
+    return f"a SLURM that answers (sbatch: {sbatch})" if sbatch.startswith(FAILING) else None
 
 
 MEGATRON = package("megatron-core")

@@ -16,6 +16,8 @@ import torch
 from nemo_xtoken.integrations.megatron.facts import has_apex, megatron_facts
 
 MISSING = "not installed"
+FAILING = "on PATH, but"
+"""How the version of a command begins that has none to tell."""
 OTHER_APEX = "not NVIDIA's: PyPI's apex is another project"
 PACKAGES = (
     "nemo-xtoken",
@@ -130,5 +132,5 @@ def command_version(command: str) -> str:
     try:
         result = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"on PATH, but does not answer ({type(error).__name__})"
-    return result.stdout.strip() or f"on PATH, but fails with exit code {result.returncode}"
+        return f"{FAILING} does not answer ({type(error).__name__})"
+    return result.stdout.strip() or f"{FAILING} fails with exit code {result.returncode}"

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import runpy
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,65 +11,11 @@ import pytest
 
 from nemo_xtoken.integrations.megatron import caching, evaluation, train_loop  # noqa: F401  imported once for all commands
 from nemo_xtoken.report.held_out import compare
-from tests.documents import CHECKOUT, bash_blocks, called_by
-from tests.forked import Forked, nemo_xtoken
+from tests.documents import CHECKOUT, bash_blocks
+from tests.reader import TOKENIZERS, make_files, run_commands
 
 READ_IN_THIS_ORDER = ("tutorial.md", "choosing.md")
-OF_THE_READERS_OWN = {"bridge.md", "megatron.md", "nemo.md", "slurm.md", "teachers.md"}
-"""Documents whose commands stand for the reader's files: like those of the README they are parsed, not run."""
-
-SHELL = """
-set -euo pipefail
-call() {
-  printf '%s\\0' "$@" >calls
-  local code
-  read -r code <codes
-  return "$code"
-}
-nemo-xtoken() { call nemo-xtoken "$@"; }
-python() { call python "$@"; }
-timeout() { call timeout "$@"; }
-trap 'printf "exit\\0%s\\0" "$?" >calls' EXIT
-"""
-"""What a reader's shell has, but that programs are called through two pipes."""
-
-
-def python(script: str, *arguments: str) -> int:
-    """What Python does with a script."""
-    sys.argv = [script, *arguments]
-    sys.path.insert(0, str(Path(script).parent))
-    runpy.run_path(script, run_name="__main__")
-    return 0
-
-
-def run_commands(blocks: list[str], folder: Path) -> tuple[int, str]:
-    """Exit code and output of commands, which bash reads and whose programs run in forks of this process."""
-    script, calls, codes = folder / "commands.sh", folder / "calls", folder / "codes"
-    script.write_text(SHELL + "\n".join(blocks))
-    os.mkfifo(calls)
-    os.mkfifo(codes)
-    with (folder / "log.err").open("ab") as errors:
-        shell = subprocess.Popen(["bash", str(script)], cwd=folder, stdout=errors, stderr=errors)
-    while True:
-        words = calls.read_text().split("\0")[:-1]
-        if words[0] == "exit":
-            shell.wait()
-            return int(words[1]), "".join(path.read_text() for path in sorted(folder.glob("log.*"), reverse=True))
-        codes.write_text(f"{exit_code(words, folder)}\n")
-
-
-def exit_code(words: list[str], folder: Path) -> int:
-    """What a program in a fork ends with. The signal of `timeout` comes after three steps, however fast they are."""
-    name, *arguments = called_by(words)
-    program = {"nemo-xtoken": nemo_xtoken, "python": python}[name]
-    process = Forked(program, *arguments, log=folder / "log", folder=folder)
-    told_before = len(process.texts()[0])
-    if words[0] == "timeout":
-        while "step 3/" not in process.texts()[0][told_before:]:
-            assert process.poll() is None, process.texts()
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-    return process.wait(600)
+OF_OTHER_SUITES = {"bridge.md", "nemo.md", "slurm.md"}
 
 
 def measured(run_dir: Path) -> dict[str, Any]:
@@ -115,6 +55,65 @@ def test_a_command_that_fails_would_be_seen(command: str, tmp_path: Path) -> Non
     assert "went on" not in told
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What documents call the reader's own."""
+    folder = tmp_path_factory.mktemp("reader")
+    make_files(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(files: Path, tmp_path: Path) -> Path:
+    """That, for one test."""
+    return shutil.copytree(files, tmp_path / "reader", symlinks=True)
+
+
+OTHER_RUN = "nemo-xtoken train run.yaml 'teachers=[]' run_dir=OTHER_RUN_DIR\nrm -r w.safetensors data"
+
+
+def test_the_commands_of_the_readme_run(folder: Path) -> None:
+    """From two tokenizers to the reports of the run and of another one, without a teacher."""
+    (block,) = (block for block in bash_blocks(CHECKOUT / "README.md") if "nemo-xtoken" in block)
+    code, told = run_commands([OTHER_RUN, block], folder)
+    assert code == 0, told[-3000:]
+    assert "P-KL, because a loss on common tokens would suppress" in told
+    assert "of the prompts" in told
+    distilled, other = ((folder / name / "metrics.jsonl").read_text() for name in ("RUN_DIR", "OTHER_RUN_DIR"))
+    assert "kd" in distilled
+    assert "kd" not in other
+    assert [page for page in ("RUN_DIR/report.html", "comparison.html") if not (folder / page).is_file()] == []
+
+
+ANOTHER_LAYOUT = "nemo-xtoken train run.yaml parallel."
+OWN_LOOP = {ANOTHER_LAYOUT: f"mv RUN_DIR first\n{ANOTHER_LAYOUT}", "train.steps=2000": "train.steps=8"}
+
+
+def test_the_commands_of_our_own_loop_run(folder: Path) -> None:
+    """The second, for eight ranks, begins anew; the third, for one, goes on with what that has done."""
+    code, told = run_commands(bash_blocks(CHECKOUT / "docs" / "megatron.md"), folder, OWN_LOOP)
+    assert code == 0, told[-3000:]
+    assert "resuming RUN_DIR after step 6" in told
+    assert "take colocated: " in told
+    one, eight = (losses(folder / name) for name in ("first", "RUN_DIR"))
+    assert (len(one), len(eight)) == (6, 8)
+    assert eight[:6] == pytest.approx(one, rel=1e-4)
+
+
+def test_the_commands_of_the_teachers_run(folder: Path) -> None:
+    blocks = [f"rm -r data\n{TOKENIZERS}", *bash_blocks(CHECKOUT / "docs" / "teachers.md")]
+    code, told = run_commands(blocks, folder, {"DATA.teachers/NAME": "data.teachers/qwen"})
+    assert code == 0, told[-3000:]
+    assert "2,950 own tokens" in told
+    assert len(losses(folder / "RUN_DIR")) == 6
+    assert "data.teachers/qwen: 1 shards are as they were written" in told
+
+
+def losses(run_dir: Path) -> list[float]:
+    """The loss of each step of a run."""
+    return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
 def test_no_command_of_the_documents_is_left_out() -> None:
     with_commands = {path.name for path in (CHECKOUT / "docs").glob("*.md") if bash_blocks(path)}
-    assert with_commands == {*READ_IN_THIS_ORDER, *OF_THE_READERS_OWN}
+    assert with_commands == {*READ_IN_THIS_ORDER, "megatron.md", "teachers.md", *OF_OTHER_SUITES}

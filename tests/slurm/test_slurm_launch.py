@@ -9,16 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nemo_xtoken.cli.app import run as run_cli
 from nemo_xtoken.config import ParallelConfig, RunConfig
-from nemo_xtoken.config_io import load
+from nemo_xtoken.config_io import load, to_dict
 from nemo_xtoken.errors import ConfigError
 from nemo_xtoken.integrations.megatron import launch as train
 from nemo_xtoken.integrations.megatron.run_dir import steps_done
 from nemo_xtoken.launch import HealthConfig, JobConfig, slurm
 from nemo_xtoken.launch.submission import is_alive, launch
 from tests.conftest import CHECKOUT
+from tests.documents import bash_blocks
+from tests.reader import make_files, run_commands
 from tests.slurm.jobs import (
     CLUSTER,
     JOB,
@@ -225,3 +228,22 @@ def test_an_array_stores_a_teacher(prepared: Path) -> None:
     logs = [path.read_text(encoding="utf-8") for path in (plan.folder / "logs").glob("*-rank0.log")]
     assert len(logs) == 2
     train(replace(run, teachers=tuple(replace(teacher, kind="cached") for teacher in run.teachers)))
+
+
+def test_the_commands_of_the_page_run(tmp_path: Path) -> None:
+    """With the cluster's file filled in for this one; without `--dry-run` what was printed is submitted, and trains."""
+    make_files(tmp_path)
+    cluster = tmp_path / "launcher_configs" / "clusters" / "generic.yaml"
+    filled_in = {**yaml.safe_load(cluster.read_text(encoding="utf-8")), **to_dict(CLUSTER)}
+    cluster.write_text(yaml.safe_dump(filled_in), encoding="utf-8")
+    (block,) = bash_blocks(CHECKOUT / "docs" / "slurm.md")
+    for written, ours in {"job.nodes=4": "job.nodes=2 job.health.free_disk_gb=0.001", "=32": "=2"}.items():
+        assert written in block
+        block = block.replace(written, ours)
+    launch_only, _, status = block.partition("nemo-xtoken launch status")
+    submitted = f"nemo-xtoken launch status{status}"
+    code, told = run_commands([launch_only, launch_only.replace("--dry-run", ""), submitted], tmp_path)
+    assert code == 0, told[-3000:]
+    (script,) = (path.read_text(encoding="utf-8") for path in tmp_path.glob("RUN_DIR/launch/*.sbatch"))
+    assert script in told
+    wait_until(lambda: steps_done(tmp_path / "RUN_DIR") == 6, "the run is done")

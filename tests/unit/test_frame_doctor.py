@@ -104,6 +104,22 @@ def test_a_slurm_command_is_asked_for_its_version(tmp_path: Path, monkeypatch: p
     assert machine.command_version("sbatch") == "on PATH, but fails with exit code 3"
 
 
+@pytest.mark.parametrize(
+    ("sbatch", "detail"),
+    [
+        (MISSING, "missing: sbatch on PATH"),
+        (
+            "on PATH, but fails with exit code 1",
+            "missing: a SLURM that answers (sbatch: on PATH, but fails with exit code 1)",
+        ),
+        ("slurm-wlm 22.05.8", "can run here"),
+    ],
+)
+def test_a_launch_needs_a_slurm_that_answers(sbatch: str, detail: str) -> None:
+    found = dataclasses.replace(BARE, slurm={"sbatch": sbatch, "sinfo": sbatch})
+    assert by_name(found)["SLURM launch"].detail == detail
+
+
 def test_doctor_tells_the_optimizer_and_norm_that_megatron_core_really_takes() -> None:
     program = (
         "import megatron.core.optimizer as o, megatron.core.models.gpt.gpt_layer_specs as g\n"

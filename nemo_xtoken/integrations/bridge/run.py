@@ -5,8 +5,8 @@
     python -m nemo_xtoken.integrations.bridge.run --device cpu tiny_cpu student=DIR teacher=DIR data.path=DIR
 
 Keys that are arguments of the recipe go to it; all others change what it returns. `--check N` only checks the config
-and its layout on N ranks; `--list` names the recipes. On the CPU and outside of a job every rank is a process of its
-own.
+and its layout on N ranks; `--list` names the recipes; both do without a GPU. On the CPU and outside of a job every rank
+is a process of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import os
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from nemo_xtoken.errors import ConfigError, UnavailableError, XTokenError
 from nemo_xtoken.integrations.megatron.launcher import rank_of_this_process
@@ -43,10 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    choose_device(options.device)
+    only_looks = options.list or options.recipe is None or options.check is not None
+    choose_device("cpu" if only_looks and not torch.cuda.is_available() else options.device)
     if options.list or options.recipe is None:
-        for name, function in _recipes().items():
-            sys.stdout.write(f"{name:42}{(function.__doc__ or '').partition(chr(10))[0]}\n")
+        recipes = _recipes()
+        width = max(map(len, recipes)) + 2
+        for name, function in recipes.items():
+            sys.stdout.write(f"{name:{width}}{(function.__doc__ or '').partition(chr(10))[0]}\n")
         return 0 if options.list else 2
     config = configured(options.recipe, options.overrides)
     if options.check is not None:
