@@ -1,4 +1,4 @@
-"""The `nemo` command: `tiny_cpu` is trained, killed, goes on, and is exported, as a user would have it."""
+"""The commands of docs/nemo.md, and how the one that trains `tiny_cpu` is killed, goes on, and is exported."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import fiddle as fdl
@@ -24,24 +25,32 @@ from nemo_xtoken.integrations.megatron.head_tap import head_weight
 from nemo_xtoken.integrations.nemo import NemoTeacher, recipes
 from nemo_xtoken.integrations.nemo.teachers import build_teacher
 from tests.distributed.ranks import run_ranks
+from tests.documents import CHECKOUT, commands
 from tests.nemo import own_loop
 
 pytestmark = pytest.mark.timeout(600)
 
 NEMO = str(Path(sys.executable).parent / "nemo")
+HELP, TRAIN, FOR_GPUS = (words[1:] for words, whole in commands(CHECKOUT / "docs" / "nemo.md") if whole)
+"""The page's commands, without their first word."""
 STEPS, LONGER = 20, 40
 SAVED = 10
 """Steps from one checkpoint to the next."""
 
 
-def start(folder: Path, recipe: str, steps: int) -> subprocess.Popen[str]:
-    """`nemo xtoken distill` of a recipe, in a folder and a process group of its own."""
+def start(folder: Path, arguments: Sequence[str]) -> subprocess.Popen[str]:
+    """The command in a folder and a process group of its own."""
     folder.mkdir(exist_ok=True)
-    command = [NEMO, "xtoken", "distill", f"recipe={recipe}", f"recipe.trainer.max_steps={steps}", "-y"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     with (folder / "output").open("a") as output:
         return subprocess.Popen(
-            command, cwd=folder, env=environment, text=True, stdout=output, stderr=output, start_new_session=True
+            [NEMO, *arguments],
+            cwd=folder,
+            env=environment,
+            text=True,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
 
 
@@ -68,12 +77,13 @@ def kill_at_first_checkpoint(process: subprocess.Popen[str], folder: Path) -> No
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`one` has 20 steps on one rank; `two` 40 on two, by a command that is killed and given again."""
     folder = tmp_path_factory.mktemp("nemo-command")
-    one = start(folder / "one", "tiny_cpu", STEPS)
-    finish(one, folder / "one")
-    killed = start(folder / "two", "tiny_cpu(tp=2)", LONGER)
+    assert f"recipe.trainer.max_steps={STEPS}" in TRAIN
+    finish(start(folder / "one", TRAIN), folder / "one")
+    on_two = [*TRAIN[:2], "recipe=tiny_cpu(tp=2)", f"recipe.trainer.max_steps={LONGER}", "-y"]
+    killed = start(folder / "two", on_two)
     kill_at_first_checkpoint(killed, folder / "two")
     assert LONGER - 1 not in losses(folder / "two")
-    finish(start(folder / "two", "tiny_cpu(tp=2)", LONGER), folder / "two")
+    finish(start(folder / "two", on_two), folder / "two")
     return folder
 
 
@@ -141,8 +151,8 @@ def logits_by_megatron(checkpoint: Path, tokens: torch.Tensor) -> torch.Tensor:
 
 def test_the_nemo_command_lists_what_it_can_do() -> None:
     of_package, of_command = (
-        subprocess.Popen([NEMO, "xtoken", *words, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for words in ([], ["distill"])
+        subprocess.Popen([NEMO, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for words in (["xtoken", "--help"], HELP)
     )
     (package, _), (command, errors) = (process.communicate(timeout=580) for process in (of_package, of_command))
     assert of_command.returncode == of_package.returncode == 0, errors[-2000:]
@@ -151,3 +161,10 @@ def test_the_nemo_command_lists_what_it_can_do() -> None:
     names = [name for name, it in made if hasattr(it, "__factory__") and it.__module__ == recipes.__name__]
     assert {"llama32_1b_from_qwen3_4b", "nemotron_or_mistral_from_qwen3_32b", "tiny_cpu"} <= set(names)
     assert [name for name in names if name not in command] == []
+
+
+def test_the_command_for_gpus_builds_what_it_would_start(tmp_path: Path) -> None:
+    finish(start(tmp_path / "gpus", [*FOR_GPUS, "--dryrun"]), tmp_path / "gpus")
+    built = (tmp_path / "gpus" / "output").read_text()
+    assert "RestoreConfig(path='nemo/llama')" in built
+    assert "fp8_recipe='tensorwise'" in built

@@ -1,10 +1,7 @@
-"""What docs/nemo.md shows runs, with tiny models, data and a trainer in the place of a user's."""
+"""The Python of docs/nemo.md runs, with tiny models, data and a trainer in the place of a user's."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from nemo_xtoken.integrations.nemo import CrossTokenizerDistillationModel
 from tests import tiny_huggingface
 from tests.distributed import toy
-from tests.documents import CHECKOUT, bash_blocks, blocks
+from tests.documents import CHECKOUT, blocks
 from tests.nemo import toy as nemo_toy
 from tests.nemo.nemo_ranks import rendezvous, run_nemo_ranks
 
@@ -77,22 +74,3 @@ def train_and_export(folder: Path) -> None:
         "log": nl.NeMoLogger(explicit_log_dir=str(run_dir), ckpt=checkpoints),
     }
     exec(text, names)
-
-
-def test_the_commands_run(tmp_path: Path) -> None:
-    """The last one, for eight GPUs, does not start what it has built."""
-    (block,) = bash_blocks(PAGE)
-    for written, ours in {"max_steps=20": "max_steps=2", "path=DATA": "path=DATA --dryrun"}.items():
-        assert written in block
-        block = block.replace(written, ours)
-    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": programs, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    done = subprocess.run(
-        ["bash", "-ec", block], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "llama32_1b_from_qwen3_4b" in done.stdout
-    assert "RestoreConfig(path='nemo/llama')" in done.stdout
-    assert "fp8_recipe='tensorwise'" in done.stdout
-    assert list((tmp_path / "tiny_cpu/checkpoints").glob("*-last"))
-    assert not (tmp_path / "llama32_1b_from_qwen3_4b").exists()
