@@ -9,7 +9,7 @@ import sys
 from examples.paper_study.material import TEXT, make_material
 from examples.paper_study.plan import Study, read_study
 from examples.paper_study.runs import Chosen, count, search
-from examples.paper_study.tables import markdown, plot
+from examples.paper_study.tables import COLUMNS, comparison, markdown, plot
 from examples.paper_study.text import make_text
 from nemo_xtoken.errors import XTokenError
 
@@ -25,6 +25,10 @@ def main() -> int:
             search(study, chosen, arguments.jobs)
             count(study, chosen, arguments.seeds, arguments.jobs)
         make_text(TEXT)  # results are found by its hash
+        if arguments.action == "compare":
+            for measure, difference in comparison(study, *arguments.pair).items():
+                print(f"{COLUMNS[measure].heading:48}{difference}")
+            return 0
         for setting in dict.fromkeys(setting for setting, _ in chosen):
             print(f"\n{setting}\n\n{markdown(study, setting)}")
             plot(study, setting)
@@ -58,12 +62,16 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="examples/paper_study/run.sh", description="The paper's statements, on a CPU."
     )
-    parser.add_argument("action", choices=("run", "table"), nargs="?", default="run")
+    parser.add_argument("action", choices=("run", "table", "compare"), nargs="?", default="run")
+    parser.add_argument("pair", nargs="*", metavar="SETTING/LOSS", help="compare: the first less the second, by seed")
     parser.add_argument("--setting", action="append", metavar="NAME", help="only this setting; may be given again")
     parser.add_argument("--loss", action="append", metavar="NAME", help="only this loss; may be given again")
     parser.add_argument("--seeds", type=int, default=5, help="the first so many seeds (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a core each (default: %(default)s)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if len(arguments.pair) != (2 if arguments.action == "compare" else 0):
+        parser.error("expected two of SETTING/LOSS after compare, and none elsewhere")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -65,7 +65,10 @@ class Teacher:
 class Study:
     """The whole of study.yaml; `student` is the tokenizer of the students of settings that name none.
 
-    rates  that the losses of a setting are searched at, by its name
+    rates      that the losses of a setting are searched at, by its name
+    compares   what the losses of a setting are, by its name
+    baselines  which of them the others are compared with
+    titles     of losses, by their names
     """
 
     seeds: tuple[int, ...]
@@ -74,6 +77,9 @@ class Study:
     student: str
     teachers: Mapping[str, Teacher]
     settings: Mapping[str, Mapping[str, Loss]]
+    compares: Mapping[str, str]
+    baselines: Mapping[str, str]
+    titles: Mapping[str, str]
 
     @property
     def tokenizers(self) -> list[str]:
@@ -117,6 +123,8 @@ def read_study(path: Path = HERE / "study.yaml") -> Study:
             unknown = set(loss.teachers) - teachers.keys()
             if unknown:
                 raise ConfigError(f"{path}: {setting}.{loss.name}: no such teacher: {', '.join(sorted(unknown))}")
+    if untitled := {name for named in settings.values() for name in named} - tree["titles"].keys():
+        raise ConfigError(f"{path}: expected a title of every loss, there is none of {', '.join(sorted(untitled))}")
     return Study(
         seeds=tuple(tree["seeds"]),
         search_seed=tree["search"]["seed"],
@@ -124,6 +132,9 @@ def read_study(path: Path = HERE / "study.yaml") -> Study:
         student=tree["student"],
         teachers=teachers,
         settings=settings,
+        compares={name: body.get("compares", tree["compares"]) for name, body in tree["settings"].items()},
+        baselines={name: body.get("baseline", tree["baseline"]) for name, body in tree["settings"].items()},
+        titles=tree["titles"],
     )
 
 

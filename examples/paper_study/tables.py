@@ -15,23 +15,44 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 from examples.paper_study.plan import Loss, Study, Trial
-from examples.paper_study.runs import COUNTED, MEASURES, RESULTS, Line, best_rates, name_of, read_lines
+from examples.paper_study.runs import COUNTED, RESULTS, Line, best_rates, name_of, read_lines
+from nemo_xtoken.errors import ConfigError
 
 BASELINE = "ce"
+"""The usual one: cross-entropy alone."""
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5 % quantile of Student's t for 1 to 9 degrees of freedom."""
-HEADINGS = {
-    "bits_per_byte": "bits per byte",
-    "loss_multi_digit": "nats per numeral",
-    "mass_multi_digit": "mass on numerals",
-    "probability_multi_digit": "probability of the numeral",
-    "loss/one_digit_numeral": "nats per digit",
-    "loss_rest": "nats per other token",
-    "exact_answers": "exact answers",
+
+
+@dataclass(frozen=True)
+class Column:
+    """How a measure is told: as it is or in percent, and with so many digits after the point."""
+
+    heading: str
+    digits: int
+    percent: bool = False
+
+    def write(self, values: Sequence[float], signed: bool = False) -> str:
+        """`0.633 ± 0.012`, `71.3 ± 0.4 %`: the mean and half the width of its interval."""
+        return Interval.of(self.shown(values)).write(self.digits, signed) + (" %" if self.percent else "")
+
+    def shown(self, values: Sequence[float]) -> list[float]:
+        """The values in the column's unit."""
+        return [100 * value for value in values] if self.percent else list(values)
+
+
+COLUMNS = {
+    "bits_per_byte": Column("bits per byte", 3),
+    "mass_multi_digit": Column("probability of any numeral where one follows", 1, percent=True),
+    "probability_multi_digit": Column("of the right one", 1, percent=True),
+    "loss_multi_digit": Column("nats per numeral", 2),
+    "loss/one_digit_numeral": Column("nats per digit", 3),
+    "loss_rest": Column("nats per other token", 2),
+    "exact_answers": Column("exact answers", 1, percent=True),
 }
+MAIN, OF_NUMERALS, OF_DIGITS = "bits_per_byte", "mass_multi_digit", "loss/one_digit_numeral"
 FAR = 1.5
 """A mean so many times the median of all is told as a number at the plot's edge, or the others would be one line."""
-DIGITS = {"mass_multi_digit": 3, "probability_multi_digit": 3, "exact_answers": 3}
 
 
 @dataclass(frozen=True)
@@ -51,7 +72,8 @@ class Interval:
 
     def write(self, digits: int, signed: bool = False) -> str:
         """`0.633 ± 0.012`."""
-        mean = f"{self.mean:+.{digits}f}" if signed else f"{self.mean:.{digits}f}"
+        shown = round(self.mean, digits) or 0.0  # no minus before a zero
+        mean = (f"{shown:+.{digits}f}" if signed and shown else f"{shown:.{digits}f}").replace("-", "−")
         return mean if math.isnan(self.half) else f"{mean} ± {self.half:.{digits}f}"
 
 
@@ -68,18 +90,51 @@ def results(study: Study, setting: str) -> dict[str, list[Line]]:
 
 
 def markdown(study: Study, setting: str) -> str:
-    """The table of a setting: a line for each loss, and how its bits per byte differ from those without a teacher."""
-    found = results(study, setting)
-    measures = [name for name in MEASURES if all(name in line for lines in found.values() for line in lines)]
-    heading = ["loss", "rate", "seeds", *(HEADINGS[measure] for measure in measures), "bits per byte against alone"]
-    rows = [_row(name, lines, found.get(BASELINE, []), measures) for name, lines in found.items()]
+    """The table of a setting: a line for each loss, the best first, or the baseline where the setting has its own."""
+    found = ranked(study, setting)
+    baseline = study.baselines[setting]
+    counts = {len(lines) for lines in found.values()}
+    against = "none" if baseline == BASELINE else "the first"
+    heading = [study.compares[setting], *(["seeds"] if len(counts) > 1 else []), COLUMNS[MAIN].heading]
+    measures = told(found)
+    heading += [f"against {against}, seed by seed", *(COLUMNS[measure].heading for measure in measures[1:])]
+    rows: list[list[str]] = []
+    for name, lines in found.items():
+        main, *others = (COLUMNS[measure].write([line[measure] for line in lines]) for measure in measures)
+        gains = [] if name == baseline else differences(lines, found.get(baseline, []), MAIN)
+        gain = COLUMNS[MAIN].write(gains, signed=True) if gains else ""
+        rows.append([study.titles[name], *([str(len(lines))] if len(counts) > 1 else []), main, gain, *others])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [heading, ["---"] * len(heading), *rows])
+
+
+def ranked(study: Study, setting: str) -> dict[str, list[Line]]:
+    """The results of a setting, the fewest bits per byte first; as in study.yaml where it has a baseline of its own."""
+    found = results(study, setting)
+    if study.baselines[setting] != BASELINE:
+        return found
+    return dict(sorted(found.items(), key=lambda item: Interval.of([line[MAIN] for line in item[1]]).mean))
+
+
+def told(found: Mapping[str, Sequence[Line]]) -> list[str]:
+    """The measures that all lines have. Digits are told where the students have no other numerals."""
+    everywhere = set.intersection(*(set(line) for lines in found.values() for line in lines)) if found else set[str]()
+    left_out = OF_DIGITS if OF_NUMERALS in everywhere else ""
+    return [measure for measure in COLUMNS if measure in everywhere and measure != left_out]
+
+
+def comparison(study: Study, first: str, second: str) -> dict[str, str]:
+    """Each measure of one `SETTING/LOSS` less that of another, by seed. Raises ConfigError for one without results."""
+    ours, theirs = (_lines(study, name) for name in (first, second))
+    return {
+        measure: COLUMNS[measure].write(differences(ours, theirs, measure), signed=True)
+        for measure in told({"first": ours, "second": theirs})
+    }
 
 
 def differences(lines: Sequence[Line], baseline: Sequence[Line], measure: str) -> list[float]:
     """The measure minus the baseline's, for each seed that both have: one start, one order of samples."""
-    alone = {line["seed"]: line[measure] for line in baseline}
-    return [line[measure] - alone[line["seed"]] for line in lines if line["seed"] in alone]
+    other = {line["seed"]: line[measure] for line in baseline}
+    return [line[measure] - other[line["seed"]] for line in lines if line["seed"] in other]
 
 
 def plot(study: Study, setting: str, folder: Path = RESULTS) -> Path | None:
@@ -87,14 +142,14 @@ def plot(study: Study, setting: str, folder: Path = RESULTS) -> Path | None:
 
     Students that split all numerals have no mass on them: theirs is the loss on digits.
     """
-    found = results(study, setting)
+    found = ranked(study, setting)
     if not found:
         return None
-    everywhere = set.intersection(*(set(line) for lines in found.values() for line in lines))
-    second = "mass_multi_digit" if "mass_multi_digit" in everywhere else "loss/one_digit_numeral"
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 0.9 + 0.32 * len(found)), sharey=True, layout="constrained")
-    for axis, measure in zip(axes, ("bits_per_byte", second), strict=True):
-        _draw(axis, found, measure)
+    second = OF_NUMERALS if OF_NUMERALS in told(found) else OF_DIGITS
+    figure, axes = pyplot.subplots(1, 2, figsize=(10.6, 0.9 + 0.32 * len(found)), sharey=True, layout="constrained")
+    titled = {study.titles[name].replace("`", ""): lines for name, lines in found.items()}
+    for axis, measure in zip(axes, (MAIN, second), strict=True):
+        _draw(axis, titled, measure)
     figure.suptitle(setting.replace("_", " "))
     path = folder / f"{setting}.png"
     figure.savefig(path, dpi=120)
@@ -103,9 +158,10 @@ def plot(study: Study, setting: str, folder: Path = RESULTS) -> Path | None:
 
 
 def _draw(axis: Axes, found: Mapping[str, Sequence[Line]], measure: str) -> None:
-    limit = FAR * statistics.median(Interval.of([line[measure] for line in lines]).mean for lines in found.values())
-    for row, lines in enumerate(found.values()):
-        values = [line[measure] for line in lines]
+    column = COLUMNS[measure]
+    shown = {title: column.shown([line[measure] for line in lines]) for title, lines in found.items()}
+    limit = FAR * statistics.median(map(statistics.fmean, shown.values()))
+    for row, values in enumerate(shown.values()):
         interval = Interval.of(values)
         if interval.mean > limit:
             edge = axis.get_yaxis_transform()
@@ -113,19 +169,21 @@ def _draw(axis: Axes, found: Mapping[str, Sequence[Line]], measure: str) -> None
             continue
         axis.plot(values, [row] * len(values), "o", color="#7a9cc6", markersize=4, alpha=0.8)
         axis.errorbar(interval.mean, row, xerr=interval.half, fmt="|", color="#1b2a41", capsize=3, markersize=12)
-    axis.set_yticks(range(len(found)), [name.replace("_", " ") for name in found])
-    axis.set_xlabel(HEADINGS[measure])
+    axis.set_yticks(range(len(shown)), list(shown))
+    axis.set_xlabel(f"{column.heading} (%)" if column.percent else column.heading)
     axis.locator_params(axis="x", nbins=6)
     axis.grid(axis="x", alpha=0.3)
     if not axis.yaxis_inverted():
         axis.invert_yaxis()
 
 
-def _row(name: str, lines: Sequence[Line], baseline: Sequence[Line], measures: Sequence[str]) -> list[str]:
-    gains = [] if name == BASELINE else differences(lines, baseline, "bits_per_byte")
-    gain = Interval.of(gains).write(3, signed=True) if gains else ""
-    cells = [Interval.of([line[measure] for line in lines]).write(DIGITS.get(measure, 3)) for measure in measures]
-    return [name, f"{lines[0]['rate']:g}", str(len(lines)), *cells, gain]
+def _lines(study: Study, name: str) -> list[Line]:
+    """The results of `SETTING/LOSS`."""
+    setting, _, loss = name.partition("/")
+    lines = results(study, setting).get(loss) if setting in study.settings else None
+    if lines is None:
+        raise ConfigError(f"expected SETTING/LOSS of which there are results, such as split_numerals/gold, got {name}")
+    return lines
 
 
 def _names(study: Study, setting: str, loss: Loss) -> Iterator[str]:

@@ -10,6 +10,7 @@ import pytest
 from examples.paper_study import material, plan, runs, tables, text
 from examples.paper_study.__main__ import choose
 from nemo_xtoken.errors import ConfigError, XTokenError
+from tests.documents import CHECKOUT
 
 STUDY = plan.read_study()
 TRIALS = [plan.Trial(setting, loss, 5e-3, 1) for setting, named in STUDY.settings.items() for loss in named.values()]
@@ -132,10 +133,101 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("results")
 def test_the_table_has_means_with_intervals_and_differences_of_the_same_seed() -> None:
-    alone, gold = tables.markdown(STUDY, "split_numerals").splitlines()[2:]
-    assert alone.startswith("| ce | 0.005 | 2 | 1.100 ± 1.271 |")
-    assert gold.startswith("| gold | 0.005 | 2 | 1.050 ± 1.906 |")
-    assert gold.endswith("| -0.050 ± 0.635 |")
+    head, _, gold, alone = tables.markdown(STUDY, "split_numerals").splitlines()
+    assert head.startswith("| loss besides cross-entropy | bits per byte | against none, seed by seed | probability of")
+    assert gold.startswith("| GOLD | 1.050 ± 1.906 | −0.050 ± 0.635 | 50.0 ± 0.0 % |")
+    assert alone.startswith("| none: cross-entropy alone | 1.100 ± 1.271 |  | 50.0 ± 0.0 % |")
+
+
+def test_a_table_tells_numbers_of_seeds_that_differ(results: Path) -> None:
+    runs._append(results, line("gold", 3, 1.0))  # pyright: ignore[reportPrivateUsage]
+    head, _, gold, alone = tables.markdown(STUDY, "split_numerals").splitlines()
+    assert head.startswith("| loss besides cross-entropy | seeds | bits per byte |")
+    assert gold.startswith("| GOLD | 3 | 1.033 ± ")
+    assert alone.startswith("| none: cross-entropy alone | 2 | ")
+
+
+@pytest.mark.usefixtures("results")
+def test_two_losses_are_compared_by_the_seeds_that_both_have() -> None:
+    found = tables.comparison(STUDY, "split_numerals/gold", "split_numerals/ce")
+    assert found["bits_per_byte"] == "−0.050 ± 0.635"
+    assert found["exact_answers"] == "0.0 ± 0.0 %"
+    for name in ("split_numerals/uld", "gold", "nowhere/gold"):
+        with pytest.raises(ConfigError, match=f"of which there are results.*, got {name}"):
+            tables.comparison(STUDY, name, "split_numerals/ce")
+
+
+# What the README says of the results
+
+
+@pytest.fixture(scope="module")
+def all_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[runs.Line]]]:
+    """The results that are committed, by setting and loss. They are found by the hash of the text, which is made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("study"))
+        text.make_text(material.TEXT)
+        found = material.text_hash()
+        patch.setattr(runs, "text_hash", lambda: found)
+        return {setting: tables.results(STUDY, setting) for setting in STUDY.settings}
+
+
+@pytest.fixture
+def committed(all_results: dict[str, dict[str, list[runs.Line]]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables and comparisons are of these results."""
+    monkeypatch.setattr(tables, "results", lambda _, setting: all_results[setting])
+
+
+README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+SAID = " ".join((README + (CHECKOUT / "docs" / "choosing.md").read_text(encoding="utf-8")).split())
+
+
+@pytest.mark.usefixtures("committed")
+@pytest.mark.parametrize("setting", STUDY.settings)
+def test_the_readme_has_the_table_of_the_results(setting: str) -> None:
+    assert tables.markdown(STUDY, setting) in README
+
+
+BITS, ANY, RIGHT, NATS, DIGIT = (
+    "bits_per_byte", "mass_multi_digit", "probability_multi_digit", "loss_multi_digit", "loss/one_digit_numeral",
+)  # fmt: skip
+QUOTED = {
+    ("split_numerals/p_kl_chain", "split_numerals/p_kl_first"): (BITS, NATS, ANY),
+    ("split_numerals/p_kl_chain", "split_numerals/h_kl"): (BITS,),
+    ("split_numerals/p_kl_chain", "split_numerals/ce"): (RIGHT,),
+    ("split_numerals/p_kl_first", "split_numerals/p_kl_mean"): (BITS, ANY, RIGHT),
+    ("split_numerals/p_kl_last", "split_numerals/p_kl_mean"): (ANY,),
+    ("split_numerals/p_kl_first_piece", "split_numerals/p_kl_first"): (BITS,),
+    ("split_numerals/p_kl_learnt_w", "split_numerals/p_kl_mean"): (BITS, RIGHT),
+    ("split_numerals/uld_fixed", "split_numerals/uld"): (BITS,),
+    ("shared_numerals/p_kl_chain", "shared_numerals/p_kl_first"): (BITS,),
+    ("shared_numerals/p_kl_chain", "shared_numerals/h_kl"): (BITS,),
+    ("shared_numerals/p_kl_chain", "shared_numerals/gold"): (BITS,),
+    ("shared_numerals/p_kl_first_piece", "shared_numerals/p_kl_first"): (BITS,),
+    ("shared_numerals/h_kl", "shared_numerals/p_kl_mean"): (BITS,),
+    ("shared_numerals/h_kl", "shared_numerals/p_kl_first"): (BITS,),
+    ("joined_numerals/p_kl_chain", "joined_numerals/p_kl_first"): (DIGIT,),
+    ("joined_numerals/p_kl_chain", "joined_numerals/h_kl"): (BITS, DIGIT),
+    ("pretrained_split/gold", "pretrained_split/ce"): (ANY,),
+    ("pretrained_split/p_kl_mean", "pretrained_split/ce"): (ANY,),
+    ("pretrained_split/p_kl_chain", "pretrained_split/p_kl_mean"): (BITS, NATS, ANY),
+    ("pretrained_split/uld", "pretrained_split/ce"): (BITS,),
+    ("pretrained_shared/h_kl", "pretrained_shared/p_kl_mean"): (BITS,),
+    ("pretrained_shared/p_kl_chain", "pretrained_shared/h_kl"): (BITS,),
+    ("ablations/fixed_half", "ablations/dynamic"): (NATS,),
+    ("several_teachers/mostly_o200k", "several_teachers/o200k"): (BITS,),
+    ("several_teachers/o200k", "several_teachers/same_tokenizer"): (BITS,),
+    ("several_teachers/qwen", "several_teachers/same_tokenizer"): (BITS,),
+    ("split_numerals/p_kl_chain", "several_teachers/same_tokenizer"): (BITS,),
+}
+"""Differences that the running text tells, without their signs, which words may stand for."""
+
+
+@pytest.mark.usefixtures("committed")
+@pytest.mark.parametrize(("pair", "measures"), QUOTED.items(), ids=[" ".join(pair) for pair in QUOTED])
+def test_the_documents_quote_the_differences_that_there_are(pair: tuple[str, str], measures: tuple[str, ...]) -> None:
+    found = tables.comparison(STUDY, *pair)
+    numbers = {measure: found[measure].lstrip("+−").removesuffix(" %") for measure in measures}
+    assert [measure for measure, number in numbers.items() if number not in SAID] == [], numbers
 
 
 @pytest.mark.usefixtures("results")
