@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress, pairwise
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,28 +51,16 @@ class Edits:
 
 @dataclass(frozen=True)
 class Normalized:
-    """A text as the tokenizer sees it.
+    """A text as the tokenizer sees it, which is another one than the original.
 
     text   the normalised text
     size   bytes of the original
-    edits  where the two differ. None: nowhere
+    edits  where the two differ
     """
 
     text: str
     size: int
-    edits: Edits | None = None
-
-    def tokens(self, ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> Encoding:
-        """Tokens whose bytes follow each other in `text`, with spans in the original. lengths: [n] bytes of each."""
-        ends = lengths.cumsum()
-        if self.edits is None:
-            return Encoding(ids, ends - lengths, ends)
-        return settle(ids, *self.edits.in_original(ends), self.size)
-
-
-def unchanged(text: str) -> Normalized:
-    """A text that needs no normalisation. Raises TokenizerError for a lone surrogate."""
-    return Normalized(text, len(text) if text.isascii() else len(encode_utf8(text)))
+    edits: Edits
 
 
 @dataclass(frozen=True)
@@ -90,6 +77,17 @@ class Changes:
     sizes: NDArray[np.int64]
     first: NDArray[np.int64]
     edits: Edits
+
+    @classmethod
+    def of(cls, changed: Mapping[int, Normalized]) -> Changes:
+        """Those of texts by their numbers, in order."""
+        edits = [each.edits for each in changed.values()]
+        return cls(
+            [*changed],
+            np.array([each.size for each in changed.values()]),
+            sums([len(each.lost) for each in edits]),
+            Edits(*(np.concatenate([getattr(each, name) for each in edits]) for name in ("begins", "ends", "lost"))),
+        )
 
     def select(self, chosen: NDArray[np.bool_]) -> Changes:
         """Those in some of the texts. chosen: [t]"""
@@ -158,19 +156,12 @@ def nfc_texts(texts: Sequence[str]) -> NormalizedTexts:
 def composed_texts(texts: Sequence[str], contents: Sequence[bytes], numbers: Iterable[int]) -> NormalizedTexts:
     """Texts in Unicode's composed form, which only those of some numbers may lack. contents: UTF-8 of each"""
     changed = {
-        number: _compose(texts[number], len(contents[number])) for number in numbers if not _is_nfc(texts[number])
+        number: each for number in numbers if (each := composed(texts[number], len(contents[number]))) is not None
     }
     if not changed:
         return NormalizedTexts(contents)
-    edits = [cast("Edits", each.edits) for each in changed.values()]
-    changes = Changes(
-        [*changed],
-        np.array([each.size for each in changed.values()]),
-        sums([len(each.lost) for each in edits]),
-        Edits(*(np.concatenate([getattr(each, name) for each in edits]) for name in ("begins", "ends", "lost"))),
-    )
-    composed = [changed[number].text.encode() if number in changed else each for number, each in enumerate(contents)]
-    return NormalizedTexts(composed, (changes,))
+    seen = [changed[number].text.encode() if number in changed else each for number, each in enumerate(contents)]
+    return NormalizedTexts(seen, (Changes.of(changed),))
 
 
 def may_compose(codes: NDArray[np.intp]) -> NDArray[np.bool_]:
@@ -178,33 +169,29 @@ def may_compose(codes: NDArray[np.intp]) -> NDArray[np.bool_]:
     return _kinds().take(codes) > 0
 
 
-def nfc(text: str) -> Normalized:
-    """A text in Unicode's composed form. Raises TokenizerError for a lone surrogate."""
-    original = unchanged(text)
-    return original if _is_nfc(text) else _compose(text, original.size)
+def composed(text: str, size: int) -> Normalized | None:
+    """A text in Unicode's composed form; None where it is so already. size: its bytes in UTF-8.
 
-
-def _is_nfc(text: str) -> bool:
-    return text.isascii() or unicodedata.is_normalized("NFC", text)
-
-
-def _compose(text: str, size: int) -> Normalized:
-    """Compose each run of combining characters by itself; what lies between the runs stays as it is."""
+    Each run of combining characters is composed by itself; what lies between the runs stays as it is.
+    """
+    if text.isascii() or unicodedata.is_normalized("NFC", text):
+        return None
     parts: list[str] = []
     edits: list[tuple[int, int, int]] = []  # where a changed run begins and ends in the result, bytes it lost
     position = 0
     result = 0
     for first, last in _composing_runs(text):
         kept, run = text[position:first], text[first:last]
-        composed = unicodedata.normalize("NFC", run)
+        replacement = unicodedata.normalize("NFC", run)
         begin = result + len(kept.encode())
-        result = begin + len(composed.encode())
-        if composed != run:
+        result = begin + len(replacement.encode())
+        if replacement != run:
             edits.append((begin, result, len(run.encode()) - (result - begin)))
-        parts += (kept, composed)
+        parts += (kept, replacement)
         position = last
     parts.append(text[position:])
-    return from_edits("".join(parts), size, edits)
+    begins, ends, lost = np.array(edits, np.int64).reshape(-1, 3).T
+    return Normalized("".join(parts), size, Edits(begins, ends, lost))
 
 
 def _composing_runs(text: str) -> Iterable[tuple[int, int]]:
@@ -218,12 +205,6 @@ def _composing_runs(text: str) -> Iterable[tuple[int, int]]:
     places = np.append(np.flatnonzero(begins), len(text))
     of_run = np.flatnonzero(in_run[places[:-1]])
     return zip(places[of_run].tolist(), places[of_run + 1].tolist(), strict=True)
-
-
-def from_edits(text: str, size: int, edits: list[tuple[int, int, int]]) -> Normalized:
-    """A normalised text from where each changed run begins and ends in it, and how many bytes the run lost."""
-    begins, ends, lost = np.array(edits, np.int64).reshape(-1, 3).T
-    return Normalized(text, size, Edits(begins, ends, lost))
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,8 +14,9 @@ import tiktoken
 
 from nemo_xtoken.errors import TokenizerError
 from nemo_xtoken.tokenizers.base import VocabularyTokenizer
-from nemo_xtoken.tokenizers.normalize import Normalized, nfc, unchanged
+from nemo_xtoken.tokenizers.normalize import Changes, Normalized, composed
 from nemo_xtoken.tokenizers.patterns import Family, find_family
+from nemo_xtoken.tokenizers.spans import encode_utf8
 from nemo_xtoken.tokenizers.threads import thread_count
 from nemo_xtoken.tokenizers.token_batch import Ids, token_batch
 from nemo_xtoken.tokenizers.vocabulary import Vocabulary
@@ -51,7 +52,7 @@ class RankFileTokenizer(VocabularyTokenizer):
             pieces[rank] = piece
         roles = {token_id: family.roles.get(name, name) for name, token_id in specials.items()}
         super().__init__(spec, Vocabulary(pieces, roles, f"pattern {family.pattern} nfc {family.nfc}"))
-        self._normalize = nfc if family.nfc else unchanged
+        self._composes = family.nfc
         # Without its special tokens the library reads their names as plain text, which is what we want.
         self._library = tiktoken.Encoding(
             spec,
@@ -62,21 +63,31 @@ class RankFileTokenizer(VocabularyTokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """As `encode`, on the library's threads."""
-        normalized = [self._prepare(text) for text in texts]
-        tokens = token_batch(self._vocabulary, self._library_batch([each.text for each in normalized]))
+        sizes = [self._size(text) for text in texts]
+        changed = dict(self._composed(texts, sizes))
+        seen = [changed[number].text if number in changed else text for number, text in enumerate(texts)]
+        tokens = token_batch(self._vocabulary, self._library_batch(seen))
         encodings = [each for _, group in tokens.groups() for each in group.side_by_side()]
-        for number, each in enumerate(normalized):
-            if each.edits is not None:
-                encodings[number] = each.tokens(*tokens.of_text(number))
+        if changed:
+            in_original = Changes.of(changed).in_original([encodings[number] for number in changed])
+            for number, encoding in zip(changed, in_original, strict=True):
+                encodings[number] = encoding
         return encodings
 
-    def _prepare(self, text: str) -> Normalized:
+    def _size(self, text: str) -> int:
+        """Bytes of a text. Raises TokenizerError for one that the library can't split."""
         if len(text) >= MAX_WHITESPACE_RUN and _LONG_RUN.search(text):
             raise TokenizerError(
                 f"{self._spec}: expected fewer than {MAX_WHITESPACE_RUN} whitespace characters in a row, "
                 "which is all that tiktoken can split; shorten the run"
             )
-        return self._normalize(text)
+        return len(text) if text.isascii() else len(encode_utf8(text))
+
+    def _composed(self, texts: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[int, Normalized]]:
+        """The texts that are composed first, by their numbers."""
+        for number, (text, size) in enumerate(zip(texts, sizes, strict=True) if self._composes else ()):
+            if (each := composed(text, size)) is not None:
+                yield number, each
 
     def _library_batch(self, texts: list[str]) -> Sequence[Sequence[int] | Ids]:
         size = sum(map(len, texts))
