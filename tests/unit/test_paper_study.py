@@ -213,11 +213,23 @@ QUOTED = {
     ("pretrained_split/uld", "pretrained_split/ce"): (BITS,),
     ("pretrained_shared/h_kl", "pretrained_shared/p_kl_mean"): (BITS,),
     ("pretrained_shared/p_kl_chain", "pretrained_shared/h_kl"): (BITS,),
+    ("shared_numerals/p_kl_learnt_w", "shared_numerals/p_kl_mean"): (BITS,),
+    ("shared_numerals/p_kl_mean_top_k", "shared_numerals/p_kl_mean"): (NATS,),
     ("ablations/fixed_half", "ablations/dynamic"): (NATS,),
+    ("ablations/fixed_one", "ablations/dynamic"): (NATS,),
+    ("ablations/fixed_two", "ablations/dynamic"): (NATS,),
+    ("ablations/w_top_2", "ablations/dynamic"): (BITS,),
     ("several_teachers/mostly_o200k", "several_teachers/o200k"): (BITS,),
+    ("several_teachers/qwen_and_o200k", "several_teachers/o200k"): (BITS,),
+    ("several_teachers/qwen_and_o200k", "several_teachers/qwen"): (BITS,),
+    ("several_teachers/problems_and_sums", "several_teachers/sums_alone"): (BITS,),
+    ("several_teachers/problems_and_sums", "several_teachers/problems_alone"): (BITS,),
+    ("several_teachers/problems_and_sums", "several_teachers/ce"): (BITS,),
     ("several_teachers/o200k", "several_teachers/same_tokenizer"): (BITS,),
     ("several_teachers/qwen", "several_teachers/same_tokenizer"): (BITS,),
+    ("several_teachers/same_tokenizer", "several_teachers/ce"): (BITS,),
     ("split_numerals/p_kl_chain", "several_teachers/same_tokenizer"): (BITS,),
+    ("shared_numerals/p_kl_chain", "several_teachers/same_tokenizer"): (BITS,),
 }
 """Differences that the running text tells, without their signs, which words may stand for."""
 
