@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +147,7 @@ def plot(study: Study, setting: str, folder: Path = RESULTS) -> Path | None:
     if not found:
         return None
     second = OF_NUMERALS if OF_NUMERALS in told(found) else OF_DIGITS
-    figure, axes = pyplot.subplots(1, 2, figsize=(10.6, 0.9 + 0.32 * len(found)), sharey=True, layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 1.1 + 0.32 * len(found)), sharey=True, layout="constrained")
     titled = {study.titles[name].replace("`", ""): lines for name, lines in found.items()}
     for axis, measure in zip(axes, (MAIN, second), strict=True):
         _draw(axis, titled, measure)
@@ -170,7 +171,8 @@ def _draw(axis: Axes, found: Mapping[str, Sequence[Line]], measure: str) -> None
         axis.plot(values, [row] * len(values), "o", color="#7a9cc6", markersize=4, alpha=0.8)
         axis.errorbar(interval.mean, row, xerr=interval.half, fmt="|", color="#1b2a41", capsize=3, markersize=12)
     axis.set_yticks(range(len(shown)), list(shown))
-    axis.set_xlabel(f"{column.heading} (%)" if column.percent else column.heading)
+    label = f"{column.heading} (%)" if column.percent else column.heading
+    axis.set_xlabel(textwrap.fill(label, width=30))
     axis.locator_params(axis="x", nbins=6)
     axis.grid(axis="x", alpha=0.3)
     if not axis.yaxis_inverted():
