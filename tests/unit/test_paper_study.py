@@ -178,7 +178,16 @@ def committed(all_results: dict[str, dict[str, list[runs.Line]]], monkeypatch: p
 
 
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-SAID = " ".join((README + (CHECKOUT / "docs" / "choosing.md").read_text(encoding="utf-8")).split())
+CHOOSING = (CHECKOUT / "docs" / "choosing.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def said(committed: None) -> str:
+    """What the documents say outside of the tables."""
+    outside = README
+    for setting in STUDY.settings:
+        outside = outside.replace(tables.markdown(STUDY, setting), "")
+    return " ".join((outside + CHOOSING).split())
 
 
 @pytest.mark.usefixtures("committed")
@@ -212,7 +221,9 @@ QUOTED = {
     ("pretrained_split/p_kl_chain", "pretrained_split/p_kl_mean"): (BITS, NATS, ANY),
     ("pretrained_split/uld", "pretrained_split/ce"): (BITS,),
     ("pretrained_shared/h_kl", "pretrained_shared/p_kl_mean"): (BITS,),
+    ("pretrained_split/p_kl_chain", "pretrained_split/gold"): (BITS,),
     ("pretrained_shared/p_kl_chain", "pretrained_shared/h_kl"): (BITS,),
+    ("pretrained_shared/p_kl_chain", "pretrained_shared/p_kl_mean"): (BITS,),
     ("shared_numerals/p_kl_learnt_w", "shared_numerals/p_kl_mean"): (BITS,),
     ("shared_numerals/p_kl_mean_top_k", "shared_numerals/p_kl_mean"): (NATS,),
     ("ablations/fixed_half", "ablations/dynamic"): (NATS,),
@@ -234,12 +245,13 @@ QUOTED = {
 """Differences that the running text tells, without their signs, which words may stand for."""
 
 
-@pytest.mark.usefixtures("committed")
 @pytest.mark.parametrize(("pair", "measures"), QUOTED.items(), ids=[" ".join(pair) for pair in QUOTED])
-def test_the_documents_quote_the_differences_that_there_are(pair: tuple[str, str], measures: tuple[str, ...]) -> None:
+def test_the_documents_quote_the_differences_that_there_are(
+    said: str, pair: tuple[str, str], measures: tuple[str, ...]
+) -> None:
     found = tables.comparison(STUDY, *pair)
     numbers = {measure: found[measure].lstrip("+−").removesuffix(" %") for measure in measures}
-    assert [measure for measure, number in numbers.items() if number not in SAID] == [], numbers
+    assert [measure for measure, number in numbers.items() if number not in said] == [], numbers
 
 
 @pytest.mark.usefixtures("results")
