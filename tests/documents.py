@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import dropwhile
 from pathlib import Path
@@ -21,6 +21,14 @@ def blocks(document: Path, language: str) -> list[str]:
 
 
 bash_blocks = partial(blocks, language="bash")
+
+
+def with_stand_ins(text: str, stand_ins: Mapping[str, object]) -> str:
+    """A document's code with what is small in the place of what is a reader's; each of these has to be there."""
+    for written, ours in stand_ins.items():
+        assert written in text, written
+        text = text.replace(written, str(ours))
+    return text
 
 
 def inline_code(document: Path) -> list[str]:

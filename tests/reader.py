@@ -17,7 +17,7 @@ from pathlib import Path
 from nemo_xtoken.config import RunConfig
 from nemo_xtoken.config_io import save_run
 from tests.distributed import toy
-from tests.documents import CHECKOUT, called_by
+from tests.documents import CHECKOUT, called_by, with_stand_ins
 from tests.forked import Forked, nemo_xtoken
 
 SHELL = """
@@ -50,14 +50,10 @@ nemo-xtoken train teacher.yaml
 def run_commands(blocks: list[str], folder: Path, stand_ins: Mapping[str, str] | None = None) -> tuple[int, str]:
     """Exit code and output of commands, which bash reads and whose programs run in forks of this process.
 
-    stand_ins   what is put in the place of a size that is a reader's; each has to be there
+    stand_ins   what is put in the place of what is a reader's, see `documents.with_stand_ins`
     """
     script, calls, codes = folder / "commands.sh", folder / "calls", folder / "codes"
-    text = "\n".join(blocks)
-    for written, ours in (stand_ins or {}).items():
-        assert written in text
-        text = text.replace(written, ours)
-    script.write_text(SHELL + text)
+    script.write_text(SHELL + with_stand_ins("\n".join(blocks), stand_ins or {}))
     os.mkfifo(calls)
     os.mkfifo(codes)
     with (folder / "log.err").open("ab") as errors:

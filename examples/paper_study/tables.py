@@ -124,8 +124,10 @@ def told(found: Mapping[str, Sequence[Line]]) -> list[str]:
 
 
 def comparison(study: Study, first: str, second: str) -> dict[str, str]:
-    """Each measure of one `SETTING/LOSS` less that of another, by seed. Raises ConfigError for one without results."""
+    """Each measure of one `SETTING/LOSS` less that of another, by seed. Raises ConfigError where there are none."""
     ours, theirs = (_lines(study, name) for name in (first, second))
+    if not differences(ours, theirs, MAIN):
+        raise ConfigError(f"{first} and {second} have no seed in common; run more with `run.sh run --seeds N`")
     return {
         measure: COLUMNS[measure].write(differences(ours, theirs, measure), signed=True)
         for measure in told({"first": ours, "second": theirs})

@@ -14,7 +14,7 @@ from nemo_xtoken.integrations.bridge import run
 from nemo_xtoken.integrations.bridge.recipes import RECIPES
 from tests.bridge import tiny
 from tests.distributed.ranks import run_ranks
-from tests.documents import CHECKOUT, bash_blocks, blocks, commands
+from tests.documents import CHECKOUT, bash_blocks, blocks, commands, with_stand_ins
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -24,10 +24,7 @@ PAGE = CHECKOUT / "docs" / "bridge.md"
 def test_a_config_of_the_users_is_extended_and_trained(folder: Path) -> None:
     (block,) = blocks(PAGE, "python")
     stand_ins = {"Qwen/Qwen3-4B": str(folder / "qwen3"), '"data"': f'"{folder / "data"}"', "4096": "32", "5120": "48"}
-    for written, ours in stand_ins.items():
-        assert written in block
-        block = block.replace(written, ours)
-    run_ranks(1, execute, folder, block, timeout=150)
+    run_ranks(1, execute, folder, with_stand_ins(block, stand_ins), timeout=150)
     assert (folder / "readme" / "latest_checkpointed_iteration.txt").read_text() == "2"
 
 
@@ -48,13 +45,11 @@ def test_the_commands_run(folder: Path, tmp_path: Path) -> None:
         "w.safetensors": f"{folder}/projection.safetensors",
         "20000": "2",
     }
-    for written, ours in stand_ins.items():
-        assert written in block
-        block = block.replace(written, ours)
+    script = with_stand_ins(block, stand_ins)
     programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": programs, "PYTHONPATH": str(CHECKOUT), "PET_STANDALONE": "1"}  # any free port
     done = subprocess.run(
-        ["bash", "-ec", block], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        ["bash", "-ec", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert set(RECIPES) <= set(done.stdout.split())

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from nemo_xtoken.integrations.nemo import CrossTokenizerDistillationModel
 from tests import tiny_huggingface
 from tests.distributed import toy
-from tests.documents import CHECKOUT, blocks
+from tests.documents import CHECKOUT, blocks, with_stand_ins
 from tests.nemo import toy as nemo_toy
 from tests.nemo.nemo_ranks import rendezvous, run_nemo_ranks
 
@@ -57,10 +57,7 @@ def train_and_export(folder: Path) -> None:
         "5120": 48,
         "768": 8,
     }
-    text = "\n".join(PYTHON)
-    for written, ours in stand_ins.items():
-        assert written in text
-        text = text.replace(written, str(ours))
+    text = with_stand_ins("\n".join(PYTHON), stand_ins)
     config = replace(toy.student_run(folder), run_dir=str(run_dir), train=replace(toy.TRAIN, steps=2))
     run_dir.mkdir()
     trainer = nemo_toy.trainer(config, [], enable_checkpointing=True)

@@ -157,6 +157,13 @@ def test_two_losses_are_compared_by_the_seeds_that_both_have() -> None:
             tables.comparison(STUDY, name, "split_numerals/ce")
 
 
+def test_losses_without_a_common_seed_are_not_compared(results: Path) -> None:
+    counted = [each for each in runs.read_lines(results) if (each["loss"], each["seed"]) in (("ce", 1), ("gold", 2))]
+    results.write_text("".join(f"{json.dumps(each)}\n" for each in counted))
+    with pytest.raises(ConfigError, match="have no seed in common"):
+        tables.comparison(STUDY, "split_numerals/gold", "split_numerals/ce")
+
+
 # What the README says of the results
 
 
